@@ -1,0 +1,1 @@
+"""Data files and their licences; see ATTRIBUTION.md beside them."""
