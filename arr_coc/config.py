@@ -1,0 +1,140 @@
+"""What an adapter is: one frozen, checked, JSON-able dataclass."""
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+CONFIG_VERSION = 1
+_CHOICES = {
+    "rule": ("attention_gated", "backprop"),
+    "readout": ("precision", "delta"),
+    "evidence": ("uniform", "relevance"),
+    "surprise_gate": ("off", "boost", "damp"),
+    "optimizer": ("direction", "sgd", "adam"),
+}
+
+
+@dataclass(frozen=True)
+class ArrCocConfig:
+    """How relevance is scored, settled and learned, and how the ladder answers.
+
+    Args:
+        sites: blocks of the backbone that are read, from the bottom; negative numbers count from the top. Empty: a
+            middle and a late block, chosen by the structure of the model.
+        width: width of a rung; wider site features are reduced by a fixed orthogonal projection, (width, d).
+        expansion: fixed random ReLU features of the drives that the readout sees beside them; 0 for none.
+        attention_gain: weight of log a_n in the log-precision.
+        own_gain: weight of the model's own patch-text score in the log-precision.
+        clamp: |gamma| is kept under this after the mean is subtracted.
+        lateral: lambda of the settling, in [0, 2); 0 is the closed form (one softmax).
+        settle_tolerance: settling stops when no r_n moves by more.
+        settle_steps: and after this many steps at the latest.
+        learn_relevance: whether U is learned.
+        eta: step of the relevance update, in nats of log-precision along its own direction.
+        centre_contexts: subtract the running mean of the contexts before U sees them.
+        context_key: replace c on the update side by its key Q c / (c' Q c), Q the recursive inverse correlation.
+        context_ridge: the prior 1/variance of Q.
+        feature_key: whiten the features on the update side by their recursive variance.
+        rule: how W, b and U change ("attention_gated", "backprop").
+        rule_options: options of that rule, by name.
+        optimizer: what is done with an update: its direction scaled to eta min(1, |delta|), plain SGD, or Adam.
+        eta_ladder: step of W and b; 0 leaves the rungs as they are.
+        readout: "precision" (recursive least squares) or "delta" (trained by the rule, step eta_readout).
+        eta_readout: step of the delta readout.
+        ridge: prior precision of the readout's weights.
+        evidence: what a sample weighs in the readout's statistics: 1, or the concentration of its relevance.
+        error_module: whether predictions and precisions of the rungs are learned (they give the surprise).
+        eta_error: their step.
+        surprise_gate: whether surprise multiplies the relevance update, and with which sign.
+        trust_sharpness: how fast trust falls with the predictive variance (see `readout.trust`).
+        value_scale: inverse temperature of the learned values where they are mixed with the model's own scores.
+        explore: share of actions drawn from softmax(values); the rest are the best ones.
+        pending: actions that may wait for their reward at a time.
+        seed: of every random choice.
+    """
+
+    sites: tuple[int, ...] = ()
+    width: int = 256
+    expansion: int = 256
+    attention_gain: float = 1.0
+    own_gain: float = 1.0
+    clamp: float = 20.0
+    lateral: float = 0.0
+    settle_tolerance: float = 1e-6
+    settle_steps: int = 200
+    learn_relevance: bool = True
+    eta: float = 1.0
+    centre_contexts: bool = False
+    context_key: bool = True
+    context_ridge: float = 1.0
+    feature_key: bool = False
+    rule: str = "attention_gated"
+    rule_options: dict[str, Any] = field(default_factory=dict)
+    optimizer: str = "direction"
+    eta_ladder: float = 0.0
+    readout: str = "precision"
+    eta_readout: float = 0.05
+    ridge: float = 1.0
+    evidence: str = "uniform"
+    error_module: bool = True
+    eta_error: float = 0.01
+    surprise_gate: str = "off"
+    trust_sharpness: float = 1.0
+    value_scale: float = 10.0
+    explore: float = 0.02
+    pending: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sites", tuple(int(s) for s in self.sites))
+        for name, possible in _CHOICES.items():
+            given = getattr(self, name)
+            if given not in possible:
+                near = difflib.get_close_matches(str(given), possible, n=1, cutoff=0.3)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"{name}={given!r}: possible are {', '.join(map(repr, possible))}{hint}")
+        at_least = {"width": 1, "expansion": 0, "settle_steps": 1, "pending": 1}
+        for name, least in at_least.items():
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: a whole number of at least {least} is needed"
+                )
+        positive = ("clamp", "settle_tolerance", "ridge", "context_ridge", "value_scale", "trust_sharpness")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 is needed")
+        for name in ("eta", "eta_ladder", "eta_readout", "eta_error", "attention_gain", "own_gain"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)!r}: a finite number of at least 0 is needed")
+        if not 0 <= self.lateral < 2:
+            raise ValueError(f"lateral={self.lateral!r}: settling contracts for 0 <= lateral < 2 only")
+        if not 0 <= self.explore <= 1:
+            raise ValueError(f"explore={self.explore!r}: a share between 0 and 1 is needed")
+
+    def to_json(self) -> str:
+        """The config as JSON text, with the version of its format."""
+        return json.dumps({"config_version": CONFIG_VERSION, **asdict(self)}, indent=2, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ArrCocConfig":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: on text that is no JSON object, an unknown field (the nearest is named) or a newer version.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the config is not JSON: {error}") from error
+        if not isinstance(raw, dict):
+            raise ValueError(f"the config is a {type(raw).__name__}; a JSON object is needed")
+        version = raw.pop("config_version", None)
+        if not isinstance(version, int) or version > CONFIG_VERSION:
+            raise ValueError(f"config_version is {version!r}; this release reads 1 to {CONFIG_VERSION}")
+        known = [f.name for f in fields(cls)]
+        for name in raw:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                raise ValueError(f"unknown field {name!r} in the config; the nearest is {near[0]!r}")
+        return cls(**raw)

@@ -1,0 +1,130 @@
+"""The ladder: a small network beside the backbone, one rung per site. All plasticity lives here and in U."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Climb:
+    """One pass up the ladder, with everything a local rule may look at.
+
+    Args:
+        below: z_0, what enters the first rung (the context), (B, C).
+        drives: x_l = sum_n r_n f_ln, (B, width) each.
+        pre_activations: a_l, (B, width) each.
+        states: z_l = relu(a_l), (B, width) each.
+        hidden: the expansion's pre-activations, (B, H).
+        phi: what the readout sees, (B, D).
+    """
+
+    below: Tensor
+    drives: list[Tensor]
+    pre_activations: list[Tensor]
+    states: list[Tensor]
+    hidden: Tensor
+    phi: Tensor
+
+
+class Ladder(nn.Module):
+    """z_l = relu(W_l z_{l-1} + x_l + b_l), x_l = sum_n r_n f_ln, z_0 the context.
+
+    phi = [x_1 .. x_L, z_1 .. z_L, relu(E x + e), state, 1]: E and e are fixed random features of all drives, `state` is
+    what else the percept brings. Site features are layer-normalised without affine and, where they are wider than a
+    rung, reduced by a fixed matrix with orthonormal rows, so that P stays a few hundred to a few thousand square.
+
+    Args:
+        site_widths: d_l.
+        context_width: C.
+        state_width: S, 0 for none.
+        width: of a rung; no wider than the narrowest site.
+        expansion: H.
+        seed: of the fixed matrices.
+    """
+
+    def __init__(
+        self,
+        site_widths: list[int],
+        context_width: int,
+        state_width: int,
+        width: int,
+        expansion: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.depth, self.expansion = len(site_widths), expansion
+        self.width = min(width, *site_widths)
+        self.state_width = min(state_width, self.width)
+        draw = torch.Generator().manual_seed(seed)
+        self.state_names: tuple[str, ...] = ()
+        for level, d in enumerate(site_widths):
+            self._fixed(f"project_{level}", d, self.width, draw)
+            below = context_width if level == 0 else self.width
+            self.register_buffer(f"weight_{level}", torch.zeros(self.width, below))
+            self.register_buffer(f"bias_{level}", torch.zeros(self.width))
+            self.state_names += (f"weight_{level}", f"bias_{level}")
+        self._fixed("project_state", state_width, self.state_width, draw)
+        self.expand_weight: Tensor
+        self.expand_bias: Tensor
+        all_drives = self.depth * self.width
+        # drives are averages of layer-normalised tokens, well under unit variance: the gain of 4 bends the ReLUs
+        expand = torch.randn(expansion, all_drives, generator=draw) * (4 / all_drives**0.5)
+        self.register_buffer("expand_weight", expand)
+        self.register_buffer("expand_bias", torch.randn(expansion, generator=draw))
+        self.state_names += ("expand_weight", "expand_bias")
+        self.phi_width = 2 * all_drives + expansion + self.state_width + 1
+
+    def _fixed(self, name: str, wide: int, narrow: int, draw: torch.Generator) -> None:
+        """A fixed (narrow, wide) matrix with orthonormal rows, or none where nothing has to shrink."""
+        if wide > narrow:
+            matrix = torch.linalg.qr(torch.randn(wide, narrow, generator=draw)).Q.T.contiguous()
+            self.register_buffer(name, matrix * (wide / narrow) ** 0.5)  # unit variance per feature is kept
+            self.state_names += (name,)
+        else:
+            self.register_buffer(name, None)
+
+    def features(self, tokens: tuple[Tensor, ...]) -> Tensor:
+        """f_n of all sites side by side, (B, N, L * width), float32."""
+        reduced = []
+        for level, site in enumerate(tokens):
+            f = torch.nn.functional.layer_norm(site.float(), site.shape[-1:])
+            matrix = getattr(self, f"project_{level}")
+            reduced.append(f if matrix is None else f @ matrix.T)
+        return torch.cat(reduced, -1)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The plastic tensors by name: W_l and b_l."""
+        return {n: self.get_buffer(n) for n in self.state_names if n.startswith(("weight", "bias"))}
+
+    def climb(
+        self, drive: Tensor, context: Tensor, state: Tensor | None, weights: dict[str, Tensor] | None = None
+    ) -> Climb:
+        """From the drives of all rungs (B, L * width) to phi. `weights` stands in for the ladder's own."""
+        own = self.weights() if weights is None else weights
+        drives = list(drive.split(self.width, -1))
+        below = z = context.to(drive.dtype)
+        pre, states = [], []
+        for level, x in enumerate(drives):
+            a = z @ own[f"weight_{level}"].T + x + own[f"bias_{level}"]
+            z = a.relu()
+            pre.append(a)
+            states.append(z)
+        hidden = drive @ self.expand_weight.T + self.expand_bias
+        parts = [drive, *states, hidden.relu()]
+        if self.state_width:
+            if state is None:
+                raise ValueError("this ladder was made for percepts with a state, and none was given")
+            extra = torch.nn.functional.layer_norm(state.to(drive.dtype), state.shape[-1:])
+            matrix = self.get_buffer("project_state") if self.project_state is not None else None
+            parts.append(extra if matrix is None else extra @ matrix.T)
+        parts.append(torch.ones_like(drive[:, :1]))
+        return Climb(below, drives, pre, states, hidden, torch.cat(parts, -1))
+
+    def split(self, phi_side: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """A tensor (B, D) that lives where phi does, cut into what reaches x, the z_l and the expansion."""
+        width, depth = self.width, self.depth
+        at_x = phi_side[:, : depth * width]
+        at_z = list(phi_side[:, depth * width : 2 * depth * width].split(width, -1))
+        at_hidden = phi_side[:, 2 * depth * width : 2 * depth * width + self.expansion]
+        return at_x, at_z, at_hidden

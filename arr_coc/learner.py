@@ -1,0 +1,329 @@
+"""The learner: percept in, answer out, and one online step per label or reward. Plain tensors, no model."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from arr_coc.config import ArrCocConfig
+from arr_coc.error_module import ErrorModules
+from arr_coc.ladder import Climb, Ladder
+from arr_coc.neuromodulator import max_boltzmann, reward_prediction_error, surprise_gate
+from arr_coc.optimizer import Optimizer
+from arr_coc.percept import Percept
+from arr_coc.readout import PrecisionReadout
+from arr_coc.relevance import ContextKey, Settled, log_precision, relevance_direction, settle
+from arr_coc.rules import Teaching, make_rule
+from arr_coc.rules.attention_gated import descend
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the learner makes of a percept.
+
+    Args:
+        relevance: r, (B, N), sums to 1 over the tokens.
+        surprise: F, (B,).
+        values: R phi, (B, K) in float64, one column per class in `Learner.classes`.
+        trust: how far the values are trusted against the model's own scores, (B,) in [0, 1].
+        gamma: the log-precision that settled to r, (B, N).
+        settled: iterations and residual of the settling.
+        climb: the pass up the ladder.
+        features: f of all sites side by side, (B, N, F).
+        context: as U sees it, (B, C).
+    """
+
+    relevance: Tensor
+    surprise: Tensor
+    values: Tensor
+    trust: Tensor
+    gamma: Tensor
+    settled: Settled
+    climb: Climb
+    features: Tensor
+    context: Tensor
+
+
+@dataclass(frozen=True)
+class Eligibility:
+    """What an action leaves behind until its reward comes: no token, only what the update will need."""
+
+    phi: Tensor  # (D,)
+    context: Tensor  # (C,)
+    key: Tensor  # (C,)
+    direction: Tensor  # (F,)
+    row: int
+    predicted: float
+
+
+class Learner(nn.Module):
+    """Relevance, ladder and readout over percepts of one shape.
+
+    Args:
+        config: what is learned and how.
+        site_widths: d_l of the percepts' sites.
+        context_width: C.
+        state_width: S, 0 where percepts bring no state.
+    """
+
+    state_names = ("relevance_weight", "surprise_watch", "step")
+
+    def __init__(
+        self, config: ArrCocConfig, site_widths: list[int], context_width: int, state_width: int = 0
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.ladder = Ladder(
+            site_widths, context_width, state_width, config.width, config.expansion, config.seed
+        )
+        self.readout = PrecisionReadout(self.ladder.phi_width, config.ridge)
+        self.context_key = ContextKey(context_width, config.context_ridge)
+        self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
+        self.optimizer = Optimizer(config.optimizer)
+        self.rule = make_rule(config.rule, config.rule_options)
+        self.relevance_weight: Tensor
+        self.surprise_watch: Tensor
+        self.step: Tensor
+        feature_width = self.ladder.depth * self.ladder.width
+        self.register_buffer("relevance_weight", torch.zeros(context_width, feature_width))
+        self.register_buffer("surprise_watch", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes met so far, in the order of the readout's rows."""
+        return self.readout.classes
+
+    # -- answering -------------------------------------------------------------------------------------------------
+
+    def answer(self, percept: Percept) -> Answer:
+        """Relevance, surprise and values of a percept. Changes nothing."""
+        config = self.config
+        features = self.ladder.features(percept.tokens)
+        context = self._context(percept.context)
+        gamma = self._score(percept, features, context, self.relevance_weight)
+        settled = settle(
+            gamma,
+            features,
+            config.lateral,
+            percept.mask,
+            tolerance=config.settle_tolerance,
+            steps=config.settle_steps,
+        )
+        climb = self._climb(settled.relevance, features, context, percept)
+        errors = self.errors.errors(climb.states, context)
+        return Answer(
+            relevance=settled.relevance,
+            surprise=self.errors.surprise(errors),
+            values=self.readout.values(climb.phi).to(climb.phi.device),
+            trust=self.readout.trust(climb.phi, config.trust_sharpness).to(climb.phi.device),
+            gamma=gamma,
+            settled=settled,
+            climb=climb,
+            features=features,
+            context=context,
+        )
+
+    def _context(self, context: Tensor) -> Tensor:
+        unit = torch.nn.functional.normalize(context.float(), dim=-1)
+        if not self.config.centre_contexts:
+            return unit
+        return torch.nn.functional.normalize(unit - self.context_key.mean.to(unit), dim=-1)
+
+    def _score(self, percept: Percept, features: Tensor, context: Tensor, weight: Tensor) -> Tensor:
+        own = None if percept.own is None else percept.own.float()
+        return log_precision(
+            percept.attention.float(),
+            context,
+            features,
+            weight,
+            own,
+            percept.mask,
+            attention_gain=self.config.attention_gain,
+            own_gain=self.config.own_gain,
+            clamp=self.config.clamp,
+        )
+
+    def _climb(
+        self,
+        relevance: Tensor,
+        features: Tensor,
+        context: Tensor,
+        percept: Percept,
+        weights: dict[str, Tensor] | None = None,
+    ) -> Climb:
+        drive = torch.bmm(relevance.unsqueeze(1), features).squeeze(1)  # (B, F)
+        return self.ladder.climb(drive, context, percept.state, weights)
+
+    def fuse(self, own_logits: Tensor, keys: list[str], answer: Answer) -> Tensor:
+        """own + log((1 - t) + t p_learned / p_own): the model's own scores and the learned values, mixed by trust.
+
+        p_own = softmax(own) over the candidates, p_learned = softmax(s R phi) over those that were learned (0 for the
+        rest), t the trust. Where t is 0 the model's own scores come back bit for bit.
+
+        Args:
+            own_logits: (B, K).
+            keys: the K candidates' names; any order, learned or not.
+        """
+        rows = self.readout.rows(keys).to(own_logits.device)
+        known = rows >= 0
+        if not known.any():
+            return own_logits
+        trust = answer.trust.to(own_logits.device)
+        log_own = own_logits.double().log_softmax(1)
+        learned = torch.full_like(log_own, -torch.inf)
+        values = answer.values.to(log_own)[:, rows[known]]
+        learned[:, known] = (self.config.value_scale * values).log_softmax(1)
+        t = trust.unsqueeze(1)
+        mixed = torch.logaddexp(torch.log1p(-t) + log_own, t.log() + learned)
+        # a candidate that was never learned keeps a finite score, far below every other
+        floor = torch.finfo(own_logits.dtype).min / 4
+        fused = (own_logits.double() + mixed - log_own).clamp_min(floor).to(own_logits.dtype)
+        return torch.where(t > 0, fused, own_logits)
+
+    # -- learning --------------------------------------------------------------------------------------------------
+
+    def learn(self, percept: Percept, keys: list[str]) -> Answer:
+        """One online step towards the labels `keys` (one per sample); returns the answer from before the step."""
+        if len(keys) != percept.batch:
+            raise ValueError(f"{len(keys)} labels were given for a batch of {percept.batch}")
+        answer = self.answer(percept)
+        rows = self.readout.rows(keys, grow=True).to(answer.relevance.device)
+        # classes that appeared just now have had the value 0
+        new = len(self.classes) - answer.values.shape[1]
+        values = torch.nn.functional.pad(answer.values, (0, new))
+        error = torch.nn.functional.one_hot(rows, len(self.classes)).to(values) - values
+        weights = self._evidence(answer)
+        self._teach(percept, answer, error, values)
+        if self.config.readout == "precision":
+            self.readout.learn(answer.climb.phi, rows, weights)
+        self._settle_down(answer, percept.batch)
+        return answer
+
+    def _teach(self, percept: Percept, answer: Answer, error: Tensor, values: Tensor) -> None:
+        """Let the rule change the ladder, U and (under "delta") the readout."""
+        config = self.config
+        trains_ladder = config.eta_ladder > 0 or config.readout == "delta"
+        if not (config.learn_relevance or trains_ladder):
+            return
+
+        def forward(copies: dict[str, Tensor]) -> Tensor:
+            features, context = answer.features.clone(), answer.context.clone()
+            gamma = self._score(percept, features, context, copies["relevance"])
+            r = settle(gamma, features, config.lateral, percept.mask).relevance
+            return self._climb(r, features, context, percept, copies).phi @ copies["readout"].T
+
+        teaching = Teaching(error, self.readout.weight.to(error), values, self.relevance_weight, forward)
+        updates = self.rule.step(self.ladder, answer.climb, teaching)
+        if config.learn_relevance:
+            if updates.relevance is not None:
+                step = self.optimizer.step("relevance", updates.relevance, config.eta)
+                self.relevance_weight += step
+            elif updates.drive_feedback is not None:
+                self._teach_relevance(answer, updates.drive_feedback, error.norm(dim=1))
+        if config.eta_ladder > 0:
+            for name, direction in updates.ladder.items():
+                self.ladder.get_buffer(name).add_(self.optimizer.step(name, direction, config.eta_ladder))
+        if config.readout == "delta":
+            step = self.optimizer.step("readout", updates.readout, config.eta_readout)
+            self.readout.weight += step.to(self.readout.weight)
+
+    def _teach_relevance(self, answer: Answer, feedback: Tensor, size: Tensor) -> None:
+        """Delta U = key (x) direction, per sample scaled to eta min(1, size); summed over the batch."""
+        direction = relevance_direction(answer.relevance, answer.features, feedback)
+        self._move_relevance(answer.context, direction, size.to(direction), self._gate(answer))
+        self.context_key.observe(answer.context)
+
+    def _move_relevance(self, context: Tensor, direction: Tensor, size: Tensor, gate: Tensor) -> None:
+        config = self.config
+        pre = self.context_key.key(context).to(context) if config.context_key else context
+        if config.optimizer == "direction":
+            # c' key = 1: a step of 1 changes gamma by f' direction / (|direction| sqrt d), a nat for an aligned token
+            unit = torch.nn.functional.normalize(direction, dim=1) * direction.shape[1] ** 0.5
+            scaled = unit * (config.eta * size.clamp(max=1.0) * gate).unsqueeze(1)
+            self.relevance_weight += pre.T @ scaled / direction.shape[1] ** 0.5
+        else:
+            step = pre.T @ (direction * gate.unsqueeze(1)) / len(pre)
+            self.relevance_weight += self.optimizer.step("relevance", step, config.eta)
+
+    def _gate(self, answer: Answer) -> Tensor:
+        mean, square = self.surprise_watch.tolist()
+        return surprise_gate(
+            answer.surprise, mean, max(square - mean * mean, 0.0) ** 0.5, self.config.surprise_gate
+        )
+
+    def _evidence(self, answer: Answer) -> Tensor | None:
+        """What each sample weighs in the readout: 1, or sum_n r_n^2 against what an even spread would have."""
+        if self.config.evidence == "uniform":
+            return None
+        n = answer.relevance.shape[1]
+        # 1 - H(r) / log N: 0 for an even spread, 1 for a single token
+        entropy = -torch.special.xlogy(answer.relevance, answer.relevance).sum(1)
+        return (1 - entropy / torch.log(torch.tensor(float(n)))).clamp_min(1e-3)
+
+    def _settle_down(self, answer: Answer, batch: int) -> None:
+        if self.config.error_module:
+            errors = self.errors.errors(answer.climb.states, answer.context)
+            self.errors.learn(answer.climb.states, errors, answer.context, self.config.eta_error)
+        rate = 0.01
+        for value in answer.surprise.double().tolist():
+            self.surprise_watch += rate * (
+                self.surprise_watch.new_tensor([value, value * value]) - self.surprise_watch
+            )
+        self.step += batch
+
+    # -- reward ----------------------------------------------------------------------------------------------------
+
+    def act(self, percept: Percept, keys: list[str]) -> tuple[Tensor, list[Eligibility]]:
+        """Choose one of the candidates per sample by its value; returns the choice (B,) and what a reward will need.
+
+        A candidate that was never met has the value 0. The choice is the best one, or with probability `explore` a
+        draw from softmax(values).
+        """
+        answer = self.answer(percept)
+        rows = self.readout.rows(keys, grow=True)
+        values = torch.nn.functional.pad(answer.values, (0, len(self.classes) - answer.values.shape[1]))
+        choice = max_boltzmann(values[:, rows.to(values.device)], self.config.explore, self.generator)
+        chosen = rows.to(choice.device)[choice]
+        # attentional feedback from the chosen answer alone, whatever rule trains the ladder
+        feedback, _ = descend(self.ladder, answer.climb, self.readout.weight.to(answer.climb.phi)[chosen])
+        direction = relevance_direction(answer.relevance, answer.features, feedback)
+        key = (
+            self.context_key.key(answer.context).to(answer.context)
+            if self.config.context_key
+            else answer.context
+        )
+        predicted = values.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        left = [
+            Eligibility(
+                answer.climb.phi[i].clone(),
+                answer.context[i].clone(),
+                key[i].clone(),
+                direction[i].clone(),
+                int(chosen[i]),
+                float(predicted[i]),
+            )
+            for i in range(percept.batch)
+        ]
+        return choice, left
+
+    def reward(self, eligibility: list[Eligibility], reward: Tensor) -> Tensor:
+        """Three factors: reward prediction error x the eligibility that the action left; returns delta (B,)."""
+        predicted = torch.tensor([e.predicted for e in eligibility], dtype=torch.float64)
+        delta = reward_prediction_error(reward.to(predicted), predicted)
+        for trace, r, d in zip(eligibility, reward.tolist(), delta.tolist(), strict=True):
+            if self.config.learn_relevance:
+                context = trace.context.unsqueeze(0)
+                sign = 1.0 if d >= 0 else -1.0
+                size = context.new_tensor([abs(d)])
+                self._move_relevance(
+                    context, sign * trace.direction.unsqueeze(0), size, torch.ones_like(size)
+                )
+                self.context_key.observe(context)
+            if r == 1:  # a right answer reveals the whole one-hot
+                self.readout.learn(trace.phi.unsqueeze(0), torch.tensor([trace.row]))
+            else:
+                self.readout.learn_outcome(trace.phi, trace.row, r)
+            self.step += 1
+        return delta

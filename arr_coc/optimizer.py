@@ -1,0 +1,29 @@
+"""What is done with an ascent direction; one for every rule, so that rules are compared under the same."""
+
+import torch
+from torch import Tensor
+
+
+class Optimizer:
+    """SGD or Adam (Kingma & Ba, 2015) over named tensors; "direction" is SGD for all that has no direction rule."""
+
+    def __init__(self, kind: str, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8) -> None:
+        self.kind, self.betas, self.epsilon = kind, betas, epsilon
+        self.moments: dict[str, tuple[Tensor, Tensor]] = {}
+        self.steps: dict[str, int] = {}
+
+    def step(self, name: str, direction: Tensor, eta: float) -> Tensor:
+        """What to add to the tensor of that name."""
+        if self.kind != "adam":
+            return eta * direction
+        first, second = self.moments.get(name, (torch.zeros_like(direction), torch.zeros_like(direction)))
+        if first.shape != direction.shape:  # a class appeared: its row starts without momentum
+            grown = direction.shape[0] - first.shape[0]
+            pad = direction.new_zeros(grown, *direction.shape[1:])
+            first, second = torch.cat([first, pad]), torch.cat([second, pad])
+        first = self.betas[0] * first + (1 - self.betas[0]) * direction
+        second = self.betas[1] * second + (1 - self.betas[1]) * direction.square()
+        count = self.steps.get(name, 0) + 1
+        self.moments[name], self.steps[name] = (first, second), count
+        scale = (1 - self.betas[1] ** count) ** 0.5 / (1 - self.betas[0] ** count)
+        return eta * scale * first / (second.sqrt() + self.epsilon)

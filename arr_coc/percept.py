@@ -1,0 +1,76 @@
+"""A percept: what one frozen forward pass leaves behind."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Percept:
+    """Everything the learner sees of a batch of B samples with N visual tokens.
+
+    Args:
+        tokens: per site the token activations, (B, N, d_l).
+        attention: one row of attention over the tokens, mean over heads and sites, (B, N); rows need not sum to 1.
+        context: what relevance is asked for, (B, C).
+        own: scaled cosine of the projected tokens with the context, (B, N), or None where no shared space exists.
+        mask: which tokens exist, (B, N) bool, or None for all.
+        state: further activations that the readout sees (a generative model's hidden state at the answer), (B, S).
+    """
+
+    tokens: tuple[Tensor, ...]
+    attention: Tensor
+    context: Tensor
+    own: Tensor | None = None
+    mask: Tensor | None = None
+    state: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            raise ValueError("a percept needs the tokens of at least one site")
+        shape = self.attention.shape
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"attention has shape {tuple(shape)}; (B, N) with B, N >= 1 is needed")
+        for site, tokens in enumerate(self.tokens):
+            if tokens.dim() != 3 or tokens.shape[:2] != shape:
+                raise ValueError(
+                    f"site {site} has tokens of shape {tuple(tokens.shape)}; {(*shape, 'd')} is needed"
+                )
+        for name in ("own", "mask"):
+            given = getattr(self, name)
+            if given is not None and given.shape != shape:
+                raise ValueError(f"{name} has shape {tuple(given.shape)}; {tuple(shape)} is needed")
+        for name in ("context", "state"):
+            given = getattr(self, name)
+            if given is not None and (given.dim() != 2 or given.shape[0] != shape[0]):
+                raise ValueError(f"{name} has shape {tuple(given.shape)}; ({shape[0]}, width) is needed")
+
+    @property
+    def batch(self) -> int:
+        return self.attention.shape[0]
+
+    def finite(self) -> Tensor:
+        """Which samples are free of NaN and infinity, (B,) bool."""
+        good = torch.isfinite(self.attention).all(1) & torch.isfinite(self.context).all(1)
+        for tokens in self.tokens:
+            good = good & torch.isfinite(tokens).flatten(1).all(1)
+        for more in (self.own, self.state):
+            if more is not None:
+                good = good & torch.isfinite(more).flatten(1).all(1)
+        return good
+
+    def __getitem__(self, index: slice | Tensor) -> "Percept":
+        """The percept of some of the samples."""
+
+        def pick(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[index]
+
+        return Percept(
+            tuple(t[index] for t in self.tokens),
+            self.attention[index],
+            self.context[index],
+            pick(self.own),
+            pick(self.mask),
+            pick(self.state),
+        )

@@ -1,0 +1,66 @@
+"""Learn: the three-factor relevance update, and the key that keeps one context from overwriting another."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def relevance_direction(relevance: Tensor, features: Tensor, feedback: Tensor) -> Tensor:
+    """sum_n r_n [(f_n - x)' u] f_n / sqrt d: what attention (r_n) and activity (f_n) give for feedback u at the drive.
+
+    Times the context and the reward prediction error this is the gradient of the chosen value with respect to U, at
+    lambda = 0 and inside the clamp: d value / d gamma_n = r_n (f_n - x)' u and d gamma_n / d U = c f_n' / sqrt d.
+
+    Args:
+        relevance: r, (B, N).
+        features: f, (B, N, F).
+        feedback: u, the feedback that reaches x = sum_n r_n f_n, (B, F).
+
+    Returns:
+        (B, F).
+    """
+    score = torch.bmm(features, feedback.unsqueeze(-1)).squeeze(-1)  # f_n' u, (B, N)
+    score = score - (relevance * score).sum(1, keepdim=True)  # (f_n - x)' u
+    return torch.bmm((relevance * score).unsqueeze(1), features).squeeze(1) / math.sqrt(features.shape[-1])
+
+
+class ContextKey(nn.Module):
+    """Q = (rho I + sum c c')^-1, and the key Q c / (c' Q c) of a context.
+
+    Text contexts are correlated, and an update along c itself changes what every correlated context finds relevant.
+    The key has c' key = 1 and is all but orthogonal to the contexts met before: a presynaptic precision. Repeating c
+    leaves the direction of Q c as it is (Sherman-Morrison), so the key of a cue does not turn while it is learned.
+
+    Args:
+        width: C.
+        ridge: rho.
+    """
+
+    state_names = ("inverse_correlation", "mean", "count")
+
+    def __init__(self, width: int, ridge: float = 1.0) -> None:
+        super().__init__()
+        self.inverse_correlation: Tensor
+        self.mean: Tensor
+        self.count: Tensor
+        self.register_buffer("inverse_correlation", torch.eye(width, dtype=torch.float64) / ridge)
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def observe(self, context: Tensor) -> None:
+        """Count contexts (B, C) in, one rank-one step each (B <= C rank-B step, the same to rounding)."""
+        c = context.to(self.inverse_correlation)
+        total = int(self.count) + len(c)
+        self.mean += (c - self.mean).sum(0) / total
+        self.count.fill_(total)
+        q_c = self.inverse_correlation @ c.T  # (C, B)
+        inner = torch.eye(len(c), dtype=c.dtype, device=c.device) + c @ q_c
+        self.inverse_correlation -= q_c @ torch.linalg.solve(inner, q_c.T)
+        self.inverse_correlation.copy_((self.inverse_correlation + self.inverse_correlation.T) / 2)
+
+    def key(self, context: Tensor) -> Tensor:
+        """Q c / (c' Q c), (B, C), in float64; a context of length 0 has the key 0."""
+        c = context.to(self.inverse_correlation)
+        q_c = c @ self.inverse_correlation
+        return q_c / (c * q_c).sum(1, keepdim=True).clamp_min(torch.finfo(q_c.dtype).tiny)
