@@ -45,7 +45,7 @@ def concepts(emojibase: Path) -> list[dict]:
             "held_out": is_held_out(row["label"].lower()),
         }
         for row in json.loads((emojibase / "en" / "data.json").read_text())
-        if row.get("group") is not None and groups[row["group"]] != "component"
+        if row.get("group") is not None and groups[row["group"]] != "components"
     ]
 
 
