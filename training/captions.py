@@ -1,11 +1,9 @@
 """Training scenes with words: every phrase comes with the exact tokens it names.
 
 A `World` holds the concepts that training may show (seen emoji in two artworks, shapes, digits) and their
-words.
-`sample` draws a scene: one to sixteen items, natural or tinted, with blank cells, repeats and augmentation,
-and
-phrases for names, keywords, groups, colours and places. A mask is a union: "red" names the tokens of every
-red item.
+words. `sample` draws a scene: one to sixteen items, natural or tinted, with blank cells, repeats and
+augmentation, and phrases for names, keywords, groups, colours and places. A mask is a union: "red" names the
+tokens of every red item.
 """
 
 from dataclasses import dataclass, field

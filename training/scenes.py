@@ -1,10 +1,9 @@
 """A scene is a grid of items on a background; which tokens show which item is known exactly.
 
 96 px at patch 8 is a 12 x 12 token grid, so the cells of 1x1, 2x2, 3x3 and 4x4 scenes are 12, 6, 4 and 3
-tokens wide and
-no token is shared by two cells. The same `tint` colours digits, shapes and emoji silhouettes in training
-and garments in
-the streams, so a colour word means the same there. Everything is deterministic given a numpy Generator.
+tokens wide and no token is shared by two cells. The same `tint` colours digits, shapes and emoji silhouettes
+in training and garments in the streams, so a colour word means the same there. Everything is deterministic
+given a numpy Generator.
 """
 
 from collections.abc import Sequence

@@ -5,8 +5,8 @@ from --seed.
     cp -r runs/dual/final/* adapters/embedded/dual/
 
 What is taught: which item (patch tokens and cells against names), where (uniform mass over a named cell),
-what colour,
-what is at a named place, and which caption is true; with EfficientNet-lite0 and MiniLM as teachers of
+what
+colour, what is at a named place, and which caption is true; with EfficientNet-lite0 and MiniLM as teachers of
 picture and word. Patch tokens are projected exactly as at use: visual_projection(post_layernorm(tokens)).
 """
 

@@ -31,8 +31,8 @@ def path(name: str) -> Path:
     folder = Path(__file__).parent / name
     if missing := [f for f in ("config.json", "model.safetensors") if not (folder / f).is_file()]:
         raise FileNotFoundError(
-            f"the built-in model {name!r} lacks {' and '.join(missing)} in {folder}; reinstall arr-coc, or
-            train it " f"with `python -m arr_coc.training.train_{name}`"
+            f"the built-in model {name!r} lacks {' and '.join(missing)} in {folder}; reinstall arr-coc, "
+            f"or train it with `python -m arr_coc.training.train_{name}`"
         )
     return folder
 
