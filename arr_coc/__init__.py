@@ -18,7 +18,7 @@ from arr_coc.config import ArrCocConfig  # noqa: E402
 from arr_coc.learner import Answer, Learner  # noqa: E402
 from arr_coc.percept import Percept  # noqa: E402
 
-_ADAPTERS = {"ArrCocModel", "Handle", "attach", "inspect"}
+_ADAPTERS = {"ArrCocModel", "Handle", "attach"}
 
 __all__ = [
     "Answer",

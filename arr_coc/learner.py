@@ -10,6 +10,7 @@ from arr_coc.error_module import ErrorModules
 from arr_coc.ladder import Climb, Ladder
 from arr_coc.neuromodulator import max_boltzmann, reward_prediction_error, surprise_gate
 from arr_coc.optimizer import Optimizer
+from arr_coc.pending import Eligibility, Pending
 from arr_coc.percept import Percept
 from arr_coc.readout import PrecisionReadout
 from arr_coc.relevance import ContextKey, Settled, log_precision, relevance_direction, settle
@@ -42,18 +43,6 @@ class Answer:
     climb: Climb
     features: Tensor
     context: Tensor
-
-
-@dataclass(frozen=True)
-class Eligibility:
-    """What an action leaves behind until its reward comes: no token, only what the update will need."""
-
-    phi: Tensor  # (D,)
-    context: Tensor  # (C,)
-    key: Tensor  # (C,)
-    direction: Tensor  # (F,)
-    row: int
-    predicted: float
 
 
 class Learner(nn.Module):
@@ -89,6 +78,7 @@ class Learner(nn.Module):
         self.register_buffer("surprise_watch", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.generator = torch.Generator().manual_seed(config.seed)
+        self.pending = Pending(config.pending)
 
     @property
     def classes(self) -> list[str]:
@@ -156,7 +146,7 @@ class Learner(nn.Module):
         drive = torch.bmm(relevance.unsqueeze(1), features).squeeze(1)  # (B, F)
         return self.ladder.climb(drive, context, percept.state, weights)
 
-    def fuse(self, own_logits: Tensor, keys: list[str], answer: Answer) -> Tensor:
+    def fuse(self, own_logits: Tensor, keys: list[str] | Tensor, answer: Answer) -> Tensor:
         """own + log((1 - t) + t p_learned / p_own): the model's own scores and the learned values, mixed by trust.
 
         p_own = softmax(own) over the candidates, p_learned = softmax(s R phi) over those that were learned (0 for the
@@ -164,9 +154,9 @@ class Learner(nn.Module):
 
         Args:
             own_logits: (B, K).
-            keys: the K candidates' names; any order, learned or not.
+            keys: the K candidates' names, any order, learned or not; or their rows in the readout (-1: none), (K,).
         """
-        rows = self.readout.rows(keys).to(own_logits.device)
+        rows = (keys if isinstance(keys, Tensor) else self.readout.rows(keys)).to(own_logits.device)
         known = rows >= 0
         if not known.any():
             return own_logits
@@ -275,16 +265,19 @@ class Learner(nn.Module):
 
     # -- reward ----------------------------------------------------------------------------------------------------
 
-    def act(self, percept: Percept, keys: list[str]) -> tuple[Tensor, list[Eligibility]]:
+    def act(
+        self, percept: Percept, keys: list[str], choice: Tensor | None = None
+    ) -> tuple[Tensor, list[Eligibility]]:
         """Choose one of the candidates per sample by its value; returns the choice (B,) and what a reward will need.
 
         A candidate that was never met has the value 0. The choice is the best one, or with probability `explore` a
-        draw from softmax(values).
+        draw from softmax(values); or the one given, where the choice was made elsewhere.
         """
         answer = self.answer(percept)
         rows = self.readout.rows(keys, grow=True)
         values = torch.nn.functional.pad(answer.values, (0, len(self.classes) - answer.values.shape[1]))
-        choice = max_boltzmann(values[:, rows.to(values.device)], self.config.explore, self.generator)
+        if choice is None:
+            choice = max_boltzmann(values[:, rows.to(values.device)], self.config.explore, self.generator)
         chosen = rows.to(choice.device)[choice]
         # attentional feedback from the chosen answer alone, whatever rule trains the ladder
         feedback, _ = descend(self.ladder, answer.climb, self.readout.weight.to(answer.climb.phi)[chosen])
@@ -299,7 +292,6 @@ class Learner(nn.Module):
             Eligibility(
                 answer.climb.phi[i].clone(),
                 answer.context[i].clone(),
-                key[i].clone(),
                 direction[i].clone(),
                 int(chosen[i]),
                 float(predicted[i]),

@@ -27,3 +27,13 @@ class Optimizer:
         self.moments[name], self.steps[name] = (first, second), count
         scale = (1 - self.betas[1] ** count) ** 0.5 / (1 - self.betas[0] ** count)
         return eta * scale * first / (second.sqrt() + self.epsilon)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Both moments by name."""
+        named = {f"{name}.first": m[0] for name, m in self.moments.items()}
+        return named | {f"{name}.second": m[1] for name, m in self.moments.items()}
+
+    def load_state(self, tensors: dict[str, Tensor], steps: dict[str, int]) -> None:
+        """The inverse: moments by name and how often each was stepped."""
+        self.steps = dict(steps)
+        self.moments = {name: (tensors[f"{name}.first"], tensors[f"{name}.second"]) for name in steps}

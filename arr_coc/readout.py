@@ -27,6 +27,7 @@ class PrecisionReadout(nn.Module):
         "class_count",
         "leverage",
         "partial",
+        "partial_precision",
         "partial_rows",
     )
 
@@ -40,14 +41,15 @@ class PrecisionReadout(nn.Module):
         self.weight: Tensor  # R, (C, D)
         self.class_count: Tensor  # (C,)
         self.leverage: Tensor  # running count, mean and mean square deviation of log phi' P phi
-        self.partial: Tensor  # (K, D, D): A of the rows that were rewarded on their own
+        self.partial: Tensor  # (K, D, D): what the A of rows that were rewarded on their own have more
+        self.partial_precision: Tensor  # (K, D, D): the P of those rows
         self.partial_rows: Tensor  # (K,): which rows those are
+        own = {"partial": (0, width, width), "partial_precision": (0, width, width)}
         zeros = {"gram": (width, width), "cross": (0, width), "weight": (0, width), "class_count": (0,)}
-        for name, shape in {**zeros, "leverage": (3,), "partial": (0, width, width)}.items():
+        for name, shape in {**zeros, "leverage": (3,), **own}.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("precision", torch.eye(width, dtype=torch.float64) / ridge)
         self.register_buffer("partial_rows", torch.zeros(0, dtype=torch.int64))
-        self._partial_precision: dict[int, Tensor] = {}
 
     # -- classes ---------------------------------------------------------------------------------------------------
 
@@ -106,8 +108,8 @@ class PrecisionReadout(nn.Module):
         error = target - self.values(p)
         error[:, list(own)] = 0.0
         self.weight.addmm_(error.T, gain)
-        for row in own:
-            self._learn_row(row, p, target[:, row], w)
+        for row, place in own.items():
+            self._learn_row(row, place, p, target[:, row], w)
 
     def learn_outcome(self, phi: Tensor, row: int, outcome: float) -> None:
         """Count in that class `row` was worth `outcome` for phi (D,), and nothing about the others."""
@@ -117,15 +119,15 @@ class PrecisionReadout(nn.Module):
         if row not in place:
             self.partial = torch.cat([self.partial, self.partial.new_zeros(1, self.width, self.width)])
             self.partial_rows = torch.cat([self.partial_rows, self.partial_rows.new_tensor([row])])
-            self._partial_precision[row] = self.precision.clone()
+            self.partial_precision = torch.cat([self.partial_precision, self.precision.unsqueeze(0)])
             place[row] = len(place)
         self.partial[place[row]].addmm_(p.T, p)
         self.cross[row] += outcome * p[0]
-        self._learn_row(row, p, p.new_tensor([outcome]), p.new_ones(1))
+        self._learn_row(row, place[row], p, p.new_tensor([outcome]), p.new_ones(1))
 
-    def _learn_row(self, row: int, p: Tensor, target: Tensor, w: Tensor) -> None:
+    def _learn_row(self, row: int, place: int, p: Tensor, target: Tensor, w: Tensor) -> None:
         error = target - p @ self.weight[row]
-        gain = self._absorb(self._partial_precision[row], p, w)
+        gain = self._absorb(self.partial_precision[place], p, w)
         self.weight[row] += error @ gain
 
     @staticmethod
@@ -161,10 +163,9 @@ class PrecisionReadout(nn.Module):
         factor = torch.linalg.cholesky(self.gram + self.ridge * eye)
         self.precision.copy_(torch.cholesky_inverse(factor))
         self.weight.copy_(torch.cholesky_solve(self.cross.T, factor).T)
-        self._partial_precision = {}
         for k, row in enumerate(self.partial_rows.tolist()):
             own = torch.linalg.cholesky(self.gram + self.partial[k] + self.ridge * eye)
-            self._partial_precision[row] = torch.cholesky_inverse(own)
+            self.partial_precision[k] = torch.cholesky_inverse(own)
             self.weight[row] = torch.cholesky_solve(self.cross[row].unsqueeze(1), own).squeeze(1)
 
     def merge(self, other: "PrecisionReadout") -> None:

@@ -1,0 +1,526 @@
+"""attach(model): a frozen vision-language model that keeps learning."""
+
+import contextlib
+import inspect as pyinspect
+import logging
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from arr_coc.adapters import saving
+from arr_coc.adapters.capture import Capture
+from arr_coc.adapters.checks import label_rows, rewards
+from arr_coc.adapters.dual_encoder import DualEncoderBody
+from arr_coc.adapters.generative import IGNORE, GenerativeBody
+from arr_coc.adapters.structure import Inspection, kind_of
+from torch import Tensor, nn
+
+from arr_coc import state
+from arr_coc.config import ArrCocConfig
+from arr_coc.learner import Answer, Learner
+from arr_coc.percept import Percept
+
+logger = logging.getLogger(__name__)
+_attached: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_CHUNK = (
+    64  # positions answered at a time, so that a long teacher-forced sequence needs no memory in proportion
+)
+
+
+@dataclass(frozen=True)
+class Perceived:
+    """One frozen forward pass: the percept, the model's own output, and names for the candidates.
+
+    Args:
+        percept: of the batch; for a generative model one entry per taught position.
+        output: the model's own output, untouched.
+        keys: names of the candidates (dual) or of the taught tokens, one per entry (generative).
+    """
+
+    percept: Percept
+    output: Any
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class Handle:
+    """An action that waits for its reward.
+
+    Args:
+        number: of the action, for `ArrCocModel.reward`.
+        choice: the chosen candidate rows, (B,), or the generated ids, (B, T).
+    """
+
+    number: int
+    choice: Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer: the label, a probability per text, and relevance over the visual tokens (N,)."""
+
+    label: str
+    probabilities: dict[str, float]
+    relevance: Tensor
+
+
+class ArrCocModel(nn.Module):
+    """A model with an adapter attached; make one with `attach`. Attributes it does not have are the model's own."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        body: DualEncoderBody | GenerativeBody,
+        learner: Learner,
+        capture: Capture,
+        processor: Any = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.learner, self.processor = model, learner, processor
+        self.body, self._capture = body, capture
+        self._enabled = True
+        self._silent = False  # while perceiving: capture, but leave the output alone
+        self._context: tuple[Tensor, Tensor | None] | None = None
+        self._labels: Tensor | None = None
+        self._signature = pyinspect.signature(model.forward)
+        self._hooks: list[Any] = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._after, with_kwargs=True),
+        ]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    # -- forward ---------------------------------------------------------------------------------------------------
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        bound = self._signature.bind_partial(*args, **kwargs).arguments
+        extra = bound.pop("kwargs", {})
+        return {**bound, **extra, "arr_coc_labels": self._labels}
+
+    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._enabled:
+            self._capture.listen(self.body.rows(self._bound(args, kwargs)))
+
+    def _after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if not self._enabled or self._silent or not self._capture.listening:
+            return None
+        try:
+            with torch.no_grad():
+                return self._augment(self._bound(args, kwargs), output)
+        finally:
+            self._capture.clear()
+
+    def _augment(self, inputs: dict[str, Any], output: Any) -> Any:
+        if isinstance(self.body, DualEncoderBody):
+            if isinstance(output, tuple):
+                raise ValueError(
+                    "return_dict=False gives no place for relevance; use the default, return_dict=True"
+                )
+            percept = self.body.percept(self._capture, output, self._context_embedding(inputs))
+            answer = self.learner.answer(percept)
+            keys = self.body.keys(inputs["input_ids"], inputs.get("attention_mask"))
+            self.body.answer_with(output, self.learner.fuse(self.body.own_logits(output), keys, answer))
+            output.relevance, output.surprise = answer.relevance, answer.surprise
+            return output
+        return self._augment_sequence(self.body, inputs, output)
+
+    def _augment_sequence(self, body: GenerativeBody, inputs: dict[str, Any], output: Any) -> Any:
+        prompt = body.read_prompt(self._capture, inputs)
+        place = body.rows(inputs)
+        if prompt is None or place is None or not len(place):
+            return output  # no image was seen: nothing to add
+        logits = output.logits.clone()
+        length = self._capture.tokens[body.sites[0]].shape[1]
+        rows = torch.full((logits.shape[-1],), -1, dtype=torch.long, device=logits.device)
+        for row, key in enumerate(self.learner.classes):
+            rows[int(key)] = row
+        batch = logits.shape[0]
+        answer: Answer | None = None
+        for column in place.split(max(_CHUNK // batch, 1)):
+            index = torch.arange(len(place))[torch.isin(place, column)]
+            sample = torch.arange(batch).repeat_interleave(len(column))
+            percept = body.percept(self._capture, prompt, sample, column.repeat(batch), index.repeat(batch))
+            answer = self.learner.answer(percept)
+            kept = column.repeat(batch) - (length - logits.shape[1])
+            logits[sample, kept] = self.learner.fuse(logits[sample, kept], rows, answer)
+        assert answer is not None
+        output.logits = logits
+        last = torch.arange(batch) * len(column) + len(column) - 1
+        output.relevance, output.surprise = answer.relevance[last], answer.surprise[last]
+        if inputs.get("labels") is not None and getattr(output, "loss", None) is not None:
+            vocabulary = self.model.config.text_config.vocab_size
+            output.loss = self.model.loss_function(
+                logits=logits, labels=inputs["labels"], vocab_size=vocabulary
+            )
+        return output
+
+    def _context_embedding(self, inputs: dict[str, Any]) -> Tensor | None:
+        if self._context is None:
+            return None
+        assert isinstance(self.body, DualEncoderBody)
+        return self.body.context(*self._context, batch=inputs["pixel_values"].shape[0])
+
+    @contextlib.contextmanager
+    def _call(
+        self,
+        silent: bool = False,
+        context: tuple[Tensor, Tensor | None] | None = None,
+        labels: Tensor | None = None,
+    ) -> Iterator[None]:
+        """The settings of one call; whatever happens, the ones before come back and no activation is kept."""
+        before = self._silent, self._context, self._labels
+        self._silent, self._context, self._labels = silent, context, labels
+        try:
+            yield
+        finally:
+            self._silent, self._context, self._labels = before
+            if not silent:
+                self._capture.clear()
+
+    def forward(
+        self,
+        *args: Any,
+        context_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The model's own forward and output class, with learned scores, `.relevance` (B, N) and `.surprise` (B,).
+
+        Args:
+            context_ids: for a dual encoder, the text that says what relevance is asked for, (B, T) or (T,); without
+                it the image's own embedding serves. A generative model's context is its prompt.
+        """
+        self._on()
+        context = self._given_context(context_ids, context_attention_mask)
+        with torch.inference_mode(), self._call(context=context):
+            return self.model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `generate`, every step of it answered with what was learned."""
+        self._on()
+        if isinstance(self.body, DualEncoderBody):
+            raise TypeError(f"{type(self.model).__name__} scores texts and cannot generate any")
+        self.body.prompt = None
+        try:
+            with torch.inference_mode(), self._call():
+                return self.model.generate(*args, **kwargs)
+        finally:
+            self.body.prompt = None
+
+    def _given_context(self, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+        if ids is None:
+            return None
+        if not isinstance(self.body, DualEncoderBody):
+            raise TypeError("a generative model's context is its prompt; context_ids is for dual encoders")
+        if not isinstance(ids, Tensor):
+            raise TypeError(f"context_ids is {type(ids).__name__}; a tensor (B, T) or (T,) is needed")
+        return ids, mask
+
+    # -- learning --------------------------------------------------------------------------------------------------
+
+    def keys(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[str]:
+        """How the learner names these candidate texts, (C, T) -> C names."""
+        if not isinstance(self.body, DualEncoderBody):
+            raise TypeError("only a dual encoder has candidate texts")
+        return self.body.keys(input_ids, attention_mask)
+
+    def perceive(
+        self,
+        context_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> Perceived:
+        """One frozen forward pass, with nothing answered and nothing learned; inputs are checked first.
+
+        Args:
+            labels: for a generative model, (B, T): the positions to perceive are those before each taught token.
+        """
+        self._on()
+        self.body.check(inputs)
+        context = self._given_context(context_ids, context_attention_mask)
+        if isinstance(self.body, GenerativeBody):
+            labels = self.body.check_labels(labels, inputs["input_ids"])
+        with self._call(silent=True, context=context, labels=labels):
+            try:
+                with torch.inference_mode():
+                    embedded = self._context_embedding(inputs)
+                    output = self.model(**inputs)
+                    percept, keys = self._read(self.body, inputs, output, embedded, labels)
+                # inference tensors cannot enter a graph, and the backprop rule makes one of the ladder
+                percept = _ordinary(percept)
+            finally:
+                self._capture.clear()
+        if not bool(percept.finite().all()):
+            bad = (~percept.finite()).nonzero().flatten().tolist()
+            raise ValueError(
+                f"the model's activations are not finite for entries {bad}; nothing was learned from them"
+            )
+        return Perceived(percept, output, keys)
+
+    def _read(
+        self,
+        body: DualEncoderBody | GenerativeBody,
+        inputs: dict[str, Any],
+        output: Any,
+        context: Tensor | None,
+        labels: Tensor | None,
+    ) -> tuple[Percept, list[str]]:
+        if isinstance(body, DualEncoderBody):
+            keys = body.keys(inputs["input_ids"], inputs.get("attention_mask"))
+            return body.percept(self._capture, output, context), keys
+        assert labels is not None
+        taught = labels[:, 1:] != IGNORE
+        sample, place = taught.nonzero(as_tuple=True)
+        columns = taught.any(0).nonzero().flatten()
+        row = torch.searchsorted(columns, place)
+        before = body.prompt
+        prompt = body.read_prompt(self._capture, {**inputs, "arr_coc_labels": labels})
+        body.prompt = before
+        assert prompt is not None
+        keys = [str(int(t)) for t in labels[:, 1:][taught]]
+        return body.percept(self._capture, prompt, sample, place, row), keys
+
+    def learn(self, labels: Tensor, **inputs: Any) -> Answer:
+        """One online step: one frozen forward pass and a local update. Returns the answer from before the step.
+
+        Args:
+            labels: dual encoder: (B,), each sample's row among the candidate texts; generative: (B, T) token ids,
+                -100 where nothing is taught.
+            inputs: the model's own, plus `context_ids` and `context_attention_mask` for a dual encoder.
+
+        Raises:
+            ValueError, TypeError: for inputs that do not fit, before anything has changed.
+        """
+        self._on()
+        if isinstance(self.body, DualEncoderBody):
+            self.body.check(inputs)
+            rows = label_rows(labels, inputs["pixel_values"].shape[0], inputs["input_ids"].shape[0])
+            seen = self.perceive(**inputs)
+            taught = [seen.keys[int(row)] for row in rows]
+        else:
+            seen = self.perceive(labels=labels, **inputs)
+            taught = seen.keys
+        with torch.no_grad():
+            return self.learner.learn(seen.percept, taught)
+
+    def act(self, **inputs: Any) -> Handle:
+        """Choose (dual: one of the candidate texts; generative: `generate`), and remember what a reward will need."""
+        self._on()
+        if isinstance(self.body, GenerativeBody):
+            return self._act_in_words(self.body, inputs)
+        seen = self.perceive(**inputs)
+        with torch.no_grad():
+            choice, left = self.learner.act(seen.percept, seen.keys)
+        return Handle(self.learner.pending.add([[one] for one in left]), choice)
+
+    def _act_in_words(self, body: GenerativeBody, inputs: dict[str, Any]) -> Handle:
+        own = set(self._signature.parameters)
+        model_inputs = {k: v for k, v in inputs.items() if k in own and isinstance(v, Tensor)}
+        body.check(model_inputs)
+        ids = model_inputs["input_ids"]
+        written = self.generate(**inputs)
+        answer = written[:, ids.shape[1] :] if written.shape[1] > ids.shape[1] else written
+        pad = getattr(self.model.generation_config, "pad_token_id", None)
+        taught = torch.cat([torch.full_like(ids, IGNORE), answer.masked_fill(answer == pad, IGNORE)], 1)
+        mask = model_inputs.get("attention_mask", torch.ones_like(ids))
+        full = {
+            **model_inputs,
+            "input_ids": torch.cat([ids, answer], 1),
+            "attention_mask": torch.cat([mask, torch.ones_like(answer)], 1),
+        }
+        seen = self.perceive(labels=taught, **full)
+        names = list(dict.fromkeys(seen.keys))
+        with torch.no_grad():
+            forced = torch.tensor([names.index(k) for k in seen.keys])
+            _, left = self.learner.act(seen.percept, names, forced)
+        of_sample = (taught[:, 1:] != IGNORE).nonzero(as_tuple=True)[0].tolist()
+        groups = [[e for e, s in zip(left, of_sample, strict=True) if s == b] for b in range(len(ids))]
+        return Handle(self.learner.pending.add(groups), answer)
+
+    def reward(self, handle: Handle, reward: Tensor | float) -> Tensor:
+        """Tell how good an action was, r in [0, 1] per sample, once; may come late and out of order.
+
+        Returns:
+            The reward prediction errors r - q_s, one per answer (dual) or per written token (generative).
+
+        Raises:
+            KeyError: for a handle that is unknown, was rewarded already, or was dropped because more than
+                `config.pending` newer ones were waiting.
+        """
+        groups = self.learner.pending.get(handle.number)
+        r = rewards(reward, len(groups))
+        flat = [e for group in groups for e in group]
+        each = torch.cat([r[i].expand(len(group)) for i, group in enumerate(groups)])
+        with torch.no_grad():
+            delta = self.learner.reward(flat, each)
+        self.learner.pending.drop(handle.number)
+        return delta
+
+    # -- plain Python ----------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        images: Any,
+        texts: list[str],
+        context: str | list[str] | None = None,
+        templates: tuple[str, ...] = ("{}",),
+    ) -> list[Prediction]:
+        """Which of the texts fits each image best, given what the context asks for.
+
+        Args:
+            images: a PIL image or a list of them.
+            texts: the candidates; several templates per text are averaged, and a text is known to the learner by the
+                first of them.
+            context: one text for all images or one per image.
+        """
+        if not isinstance(self.body, DualEncoderBody):
+            raise TypeError("predict scores texts and needs a dual encoder; use generate")
+        if self.processor is None:
+            raise ValueError("predict needs a processor: attach(model, config, processor=...)")
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        if not images or not texts:
+            raise ValueError(
+                f"{len(images)} images and {len(texts)} texts were given; at least one of each is needed"
+            )
+        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"].to(self.model.device)
+        extra: dict[str, Tensor] = {}
+        if context is not None:
+            asked = self._tokens([context] if isinstance(context, str) else list(context))
+            extra = {f"context_{k}": v for k, v in asked.items()}
+            extra["context_ids"] = extra.pop("context_input_ids")
+        prompts = [self._tokens([t.format(text) for text in texts]) for t in templates]
+        seen = self.perceive(pixel_values=pixels, **prompts[0], **extra)
+        own = [self.body.own_logits(seen.output).clone()]
+        with torch.inference_mode(), self.disable():
+            own += [self.body.own_logits(self.model(pixel_values=pixels, **p)) for p in prompts[1:]]
+        with torch.no_grad():
+            answer = self.learner.answer(seen.percept)
+            scores = self.learner.fuse(torch.stack(own).mean(0), seen.keys, answer).float().softmax(1)
+        return [
+            Prediction(texts[int(s.argmax())], dict(zip(texts, s.tolist(), strict=True)), r)
+            for s, r in zip(scores, answer.relevance, strict=True)
+        ]
+
+    def _tokens(self, texts: list[str]) -> dict[str, Tensor]:
+        batch = self.processor(text=texts, return_tensors="pt", padding=True, truncation=True)
+        wanted = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}
+        return {k: v.to(self.model.device) for k, v in wanted.items()}
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def _on(self) -> None:
+        if not self._hooks:
+            raise RuntimeError("this adapter was detached; attach the model again")
+
+    @contextlib.contextmanager
+    def disable(self) -> Iterator["ArrCocModel"]:
+        """Inside, the model answers as it would without the adapter, bit for bit; then the state before comes back."""
+        before, self._enabled = self._enabled, False
+        try:
+            yield self
+        finally:
+            self._enabled = before
+
+    def detach(self) -> nn.Module:
+        """Take the adapter off and give the model back; nothing of arr-coc is left in it. Safe to call twice."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._capture.remove()
+        _attached.discard(self.model)
+        return self.model
+
+    def inspect(self) -> Inspection:
+        """What is read from the model, where, and how large the adapter is."""
+        tensors = state.tensors(self.learner)
+        plastic = self.learner.relevance_weight.numel() + self.learner.readout.weight.numel()
+        plastic += sum(t.numel() for t in self.learner.ladder.weights().values())
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+        return replace(self.body.inspection(), trainable=plastic, state_bytes=size)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the adapter (never the model) to a folder: config, state and card, whole or not at all."""
+        return saving.save(Path(folder), self.learner, self.body.inspection())
+
+    @classmethod
+    def from_pretrained(cls, model: nn.Module, folder: str | Path, processor: Any = None) -> "ArrCocModel":
+        """Attach the adapter that `save_pretrained` wrote; it goes on exactly where it stopped.
+
+        Raises:
+            FileNotFoundError, ValueError: if a file is missing, damaged, or was made for another kind of model; the
+                model is left as it was.
+        """
+        saved = saving.read(Path(folder))
+        attached = attach(model, saved.config, processor)
+        try:
+            saving.restore(attached.learner, saved)
+        except BaseException:
+            attached.detach()
+            raise
+        return attached
+
+
+def _ordinary(percept: Percept) -> Percept:
+    def copy(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.clone()
+
+    return Percept(
+        tuple(t.clone() for t in percept.tokens),
+        percept.attention.clone(),
+        percept.context.clone(),
+        copy(percept.own),
+        copy(percept.mask),
+        copy(percept.state),
+    )
+
+
+def attach(model: nn.Module, config: ArrCocConfig | None = None, processor: Any = None) -> ArrCocModel:
+    """Attach an adapter to a pretrained vision-language model; its weights are never read or written.
+
+    Args:
+        model: a transformers model (dual encoder or generative).
+        config: what is learned and how; the default is good for a start.
+        processor: for `predict`.
+
+    Returns:
+        The attached model; use it in place of `model`. What it reads from is logged at level INFO and returned by
+        `inspect()`.
+
+    Raises:
+        TypeError: for a model that is no vision-language model; says what was found and what would work.
+        ValueError: for a second attachment, or a site that does not exist; the nearest is named.
+    """
+    config = ArrCocConfig() if config is None else config
+    if isinstance(model, ArrCocModel) or model in _attached:
+        raise ValueError(f"this {type(model).__name__} has an adapter attached already; detach() it first")
+    kind = kind_of(model)
+    body = (DualEncoderBody if kind == "dual" else GenerativeBody)(model, config.sites)
+    learner = Learner(config, body.site_widths, body.context_width, body.state_width)
+    place(learner, next(model.parameters()).device)
+    capture = body.capture()
+    try:
+        attached = ArrCocModel(model, body, learner, capture, processor)
+    except BaseException:
+        capture.remove()
+        raise
+    _attached.add(model)
+    logger.info("%s", attached.inspect())
+    return attached
+
+
+def place(learner: Learner, device: torch.device) -> None:
+    """Move a learner to a device; statistics in float64 stay on the CPU where the device has none (mps)."""
+    if device.type != "mps":
+        learner.to(device)
+        return
+    learner.ladder.to(device)
+    learner.errors.to(device)
+    learner.relevance_weight = learner.relevance_weight.to(device)

@@ -1,0 +1,174 @@
+"""Capture: block outputs by hooks, and rows of attention recomputed beside whatever kernel the model uses.
+
+One function is registered with transformers' `AttentionInterface` while any model is attached. A tapped attention
+module gets a copy of its config that names this function; masks are still made from the tower's own config, so the
+kernel that the model had sees exactly what it saw before, and only the rows asked for are computed again.
+"""
+
+import copy
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+_NAME = "arr_coc_row"
+_taps: "weakref.WeakKeyDictionary[nn.Module, RowTap]" = weakref.WeakKeyDictionary()
+
+
+def attention_rows(
+    query: Tensor, key: Tensor, mask: Tensor | None, rows: Tensor, scaling: float, causal: bool
+) -> Tensor:
+    """softmax(q k' scaling + mask) of the chosen query rows, mean over heads, in float32.
+
+    Args:
+        query: (B, H, Q, d).
+        key: (B, H', K, d) with H a multiple of H' (grouped heads).
+        mask: additive or boolean (B or 1, 1, Q, K), a key mask (B, K), or None.
+        rows: (R,), indices into Q; negative ones count from the end.
+        causal: with no mask, whether row t sees the keys up to t only.
+
+    Returns:
+        (B, R, K).
+    """
+    rows = rows.to(query.device) % query.shape[2]
+    q = query[:, :, rows].float()  # (B, H, R, d)
+    k = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1)
+    logits = q @ k.mT * scaling  # (B, H, R, K)
+    if mask is not None and mask.dim() == 2:
+        logits = logits.masked_fill(~mask.bool()[:, None, None, : key.shape[2]], -torch.inf)
+    elif mask is not None:
+        picked = mask[:, :, rows, : key.shape[2]]
+        logits = (
+            logits.masked_fill(~picked, -torch.inf) if picked.dtype == torch.bool else logits + picked.float()
+        )
+    if causal and (mask is None or mask.dim() == 2) and query.shape[2] > 1:
+        position = rows + key.shape[2] - query.shape[2]
+        later = torch.arange(key.shape[2], device=query.device)[None] > position[:, None]
+        logits = logits.masked_fill(later, -torch.inf)
+    return torch.nan_to_num(logits.softmax(-1)).mean(1)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    return _taps[module].attend(module, query, key, value, attention_mask, **kwargs)
+
+
+class RowTap:
+    """Listens to one attention module; `rows` asks for query rows, `result` has them after a forward pass.
+
+    Args:
+        module: an attention module of transformers, with a `config`.
+        rows: query rows to recompute, (R,); None to listen to nothing.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        if module in _taps:
+            raise ValueError(f"{type(module).__name__} is tapped already")
+        self.original = module.config
+        self.rows: Tensor | None = None
+        self.result: Tensor | None = None
+        self._module = weakref.ref(module)
+        if not _taps:
+            AttentionInterface.register(_NAME, _attend)
+        _taps[module] = self
+        config = copy.copy(self.original)
+        config._attn_implementation_internal = _NAME  # the setter would walk and change the sub-configs
+        module.config = config  # type: ignore[assignment]
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        implementation = self.original._attn_implementation
+        eager: Callable = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)  # type: ignore[assignment]
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+        if self.rows is not None:
+            scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+            causal = kwargs.get("is_causal")
+            causal = bool(getattr(module, "is_causal", False)) if causal is None else bool(causal)
+            self.result = attention_rows(query, key, attention_mask, self.rows, scaling, causal)
+        tapped, module.config = module.config, self.original  # type: ignore[assignment]
+        try:
+            return kernel(module, query, key, value, attention_mask, **kwargs)
+        finally:
+            module.config = tapped  # type: ignore[assignment]
+
+    def remove(self) -> None:
+        """Give the module its config back; the last tap takes the registered function with it."""
+        module = self._module()
+        if module is not None and _taps.get(module) is self:
+            module.config = self.original  # type: ignore[assignment]
+            del _taps[module]
+        if not _taps:
+            AttentionInterface._global_mapping.pop(_NAME, None)
+
+
+class Capture:
+    """Hooks on blocks and taps on their attention, all removed by `remove`.
+
+    Args:
+        blocks: by site number, the modules whose outputs are read.
+        attention: the attention modules whose rows are read.
+    """
+
+    def __init__(self, blocks: dict[int, nn.Module], attention: list[nn.Module]) -> None:
+        self.listening = False
+        self.tokens: dict[int, Tensor] = {}
+        self.taps: list[RowTap] = []
+        self._hooks: list[Any] = []
+        try:
+            for site, block in blocks.items():
+                self._hooks.append(block.register_forward_hook(self._keep(site)))
+            for module in attention:
+                self.taps.append(RowTap(module))
+        except BaseException:
+            self.remove()
+            raise
+
+    def _keep(self, site: int) -> Callable:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if self.listening:
+                self.tokens[site] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def listen(self, rows: Tensor | None) -> None:
+        """Start listening, for these query rows (None: block outputs only)."""
+        self.clear()
+        self.listening = True
+        for tap in self.taps:
+            tap.rows = rows
+
+    def add_hook(self, handle: Any) -> None:
+        """Take care of a further hook, so that it goes with the others."""
+        self._hooks.append(handle)
+
+    def rows(self) -> Tensor:
+        """The rows heard, mean over the taps, (B, R, K)."""
+        heard = [tap.result for tap in self.taps if tap.result is not None]
+        return torch.stack(heard).mean(0)
+
+    def clear(self) -> None:
+        """Stop listening and let go of every activation."""
+        self.listening = False
+        self.tokens = {}
+        for tap in self.taps:
+            tap.rows = tap.result = None
+
+    def remove(self) -> None:
+        self.clear()
+        for hook in self._hooks:
+            hook.remove()
+        for tap in self.taps:
+            tap.remove()
+        self._hooks, self.taps = [], []

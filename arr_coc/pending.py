@@ -1,0 +1,67 @@
+"""Actions that wait for their reward: a bounded set of eligibilities."""
+
+import difflib
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Eligibility:
+    """What one answer leaves behind until its reward comes: no token, only what the update will need.
+
+    Args:
+        phi: what the readout saw, (D,).
+        context: as U saw it, (C,).
+        direction: sum_n r_n [(f_n - x)' u] f_n / sqrt d for the chosen answer, (F,).
+        row: of the chosen answer in the readout.
+        predicted: q_s, its value.
+    """
+
+    phi: Tensor
+    context: Tensor
+    direction: Tensor
+    row: int
+    predicted: float
+
+
+class Pending:
+    """Eligibilities by the number of their action, one group per sample; the oldest go when there are too many.
+
+    Args:
+        limit: actions kept at a time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.next = limit, 0
+        self.groups: dict[int, list[list[Eligibility]]] = {}
+
+    def add(self, groups: list[list[Eligibility]]) -> int:
+        """Keep an action's eligibilities; returns its number."""
+        number, self.next = self.next, self.next + 1
+        self.groups[number] = groups
+        while len(self.groups) > self.limit:
+            del self.groups[min(self.groups)]
+        return number
+
+    def get(self, number: int) -> list[list[Eligibility]]:
+        """The eligibilities of an action.
+
+        Raises:
+            KeyError: if it is unknown, was rewarded before, or had to make room.
+        """
+        if number in self.groups:
+            return self.groups[number]
+        if not 0 <= number < self.next:
+            raise KeyError(f"action {number} is unknown: {self.next} actions were taken, numbered from 0")
+        near = difflib.get_close_matches(str(number), [str(n) for n in self.groups], n=1, cutoff=0.0)
+        waiting = f"{len(self.groups)} actions wait for their reward" + (
+            f", action {near[0]} among them" if near else ""
+        )
+        raise KeyError(
+            f"action {number} was rewarded already, or dropped for newer ones (limit {self.limit}); {waiting}"
+        )
+
+    def drop(self, number: int) -> None:
+        """Forget an action: it was rewarded."""
+        del self.groups[number]

@@ -1,0 +1,120 @@
+"""The learner's whole state as named tensors and plain values: saved, restored, checked by the same names."""
+
+import difflib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from arr_coc.learner import Learner
+from arr_coc.pending import Eligibility
+
+_GROWS = {"readout.cross", "readout.weight", "readout.class_count"}  # one row per class
+_PARTIAL = {
+    "readout.partial",
+    "readout.partial_precision",
+    "readout.partial_rows",
+}  # one entry per rewarded row
+_PENDING = ("phi", "context", "direction")
+
+
+def _owners(learner: Learner) -> dict[str, nn.Module]:
+    return {
+        "": learner,
+        "ladder.": learner.ladder,
+        "readout.": learner.readout,
+        "context_key.": learner.context_key,
+        "errors.": learner.errors,
+    }
+
+
+def tensors(learner: Learner) -> dict[str, Tensor]:
+    """Every tensor of the state by name."""
+    named = {
+        prefix + name: owner.get_buffer(name)
+        for prefix, owner in _owners(learner).items()
+        for name in owner.state_names  # type: ignore[union-attr]
+    }
+    named |= {f"optimizer.{name}": tensor for name, tensor in learner.optimizer.state_tensors().items()}
+    named["generator"] = learner.generator.get_state()
+    flat = [e for groups in learner.pending.groups.values() for group in groups for e in group]
+    for name in _PENDING if flat else ():
+        named[f"pending.{name}"] = torch.stack([getattr(e, name) for e in flat])
+    return named
+
+
+def meta(learner: Learner) -> dict[str, Any]:
+    """What is no tensor: names of classes, counts, which eligibility belongs to which action."""
+    waiting = [
+        {"action": number, "groups": [[[e.row, e.predicted] for e in group] for group in groups]}
+        for number, groups in learner.pending.groups.items()
+    ]
+    return {
+        "classes": list(learner.classes),
+        "optimizer_steps": dict(learner.optimizer.steps),
+        "pending": waiting,
+        "next_action": learner.pending.next,
+    }
+
+
+def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Put a state into a learner of the same config and shapes; checked whole before anything changes.
+
+    Raises:
+        ValueError: for missing or unexpected names (the nearest is named), other shapes or dtypes.
+    """
+    try:
+        classes, steps = list(about["classes"]), dict(about["optimizer_steps"])
+        groups_of = {int(w["action"]): w["groups"] for w in about["pending"]}
+        following = int(about["next_action"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the saved state's description is damaged: {error!r}") from error
+    mine = {k: v for k, v in tensors(learner).items() if not k.startswith(("optimizer.", "pending."))}
+    extra = [f"optimizer.{name}.{part}" for name in steps for part in ("first", "second")]
+    count = sum(len(group) for groups in groups_of.values() for group in groups)
+    extra += [f"pending.{name}" for name in _PENDING] if count else []
+    expected = [*mine, *extra]
+    for name in saved:
+        if name not in expected:
+            near = difflib.get_close_matches(name, expected, n=1, cutoff=0.0)
+            raise ValueError(
+                f"unexpected tensor {name!r} in the saved state; the nearest known is {near[0]!r}"
+            )
+    missing = [name for name in expected if name not in saved]
+    if missing:
+        raise ValueError(f"the saved state lacks {', '.join(missing)}")
+    for name, tensor in mine.items():
+        given, shape = saved[name], list(tensor.shape)
+        if name in _GROWS:
+            shape[0] = len(classes)
+        if name in _PARTIAL:
+            shape[0] = len(saved["readout.partial_rows"])
+        if list(given.shape) != shape or given.dtype != tensor.dtype:
+            raise ValueError(
+                f"the saved {name} is {given.dtype} of shape {tuple(given.shape)}; "
+                f"this learner needs {tensor.dtype} of shape {tuple(shape)}"
+            )
+    for name in extra:
+        if name.startswith("pending.") and len(saved[name]) != count:
+            raise ValueError(f"the saved {name} has {len(saved[name])} entries; {count} are described")
+    for prefix, owner in _owners(learner).items():
+        for name in owner.state_names:  # type: ignore[union-attr]
+            setattr(owner, name, saved[prefix + name].to(owner.get_buffer(name).device, copy=True))
+    learner.readout.classes = classes
+    moments = {
+        k.removeprefix("optimizer."): v.clone() for k, v in saved.items() if k.startswith("optimizer.")
+    }
+    learner.optimizer.load_state(moments, steps)
+    learner.generator.set_state(saved["generator"].cpu())
+    learner.pending.next = following
+    place = iter(range(count))
+    learner.pending.groups = {
+        number: [[_eligibility(saved, next(place), *e) for e in group] for group in groups]
+        for number, groups in groups_of.items()
+    }
+
+
+def _eligibility(saved: dict[str, Tensor], place: int, row: int, predicted: float) -> Eligibility:
+    return Eligibility(
+        *(saved[f"pending.{name}"][place].clone() for name in _PENDING), int(row), float(predicted)
+    )
