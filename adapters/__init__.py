@@ -1,4 +1,5 @@
-"""The bodies: attach an adapter to a Hugging Face model, read what it makes of its input, and answer with it."""
+"""The bodies: attach an adapter to a Hugging Face model, read what it makes of its input, and answer with
+it."""
 
 from arr_coc.adapters.attach import ArrCocModel, Handle, Perceived, Prediction, attach
 from arr_coc.adapters.structure import Inspection

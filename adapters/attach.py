@@ -68,7 +68,8 @@ class Prediction:
 
 
 class ArrCocModel(nn.Module):
-    """A model with an adapter attached; make one with `attach`. Attributes it does not have are the model's own."""
+    """A model with an adapter attached; make one with `attach`. Attributes it does not have are the model's
+    own."""
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class ArrCocModel(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("model"), name)
 
-    # -- forward ---------------------------------------------------------------------------------------------------
+    # -- forward ---------------------------------------------------------------------------------------------
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         bound = self._signature.bind_partial(*args, **kwargs).arguments
@@ -191,11 +192,12 @@ class ArrCocModel(nn.Module):
         context_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The model's own forward and output class, with learned scores, `.relevance` (B, N) and `.surprise` (B,).
+        """The model's own forward and output class, with learned scores, `.relevance` (B, N) and `.surprise`
+        (B,).
 
         Args:
-            context_ids: for a dual encoder, the text that says what relevance is asked for, (B, T) or (T,); without
-                it the image's own embedding serves. A generative model's context is its prompt.
+            context_ids: for a dual encoder, the text that says what relevance is asked for, (B, T) or (T,);
+                without it the image's own embedding serves. A generative model's context is its prompt.
         """
         self._on()
         context = self._given_context(context_ids, context_attention_mask)
@@ -223,7 +225,7 @@ class ArrCocModel(nn.Module):
             raise TypeError(f"context_ids is {type(ids).__name__}; a tensor (B, T) or (T,) is needed")
         return ids, mask
 
-    # -- learning --------------------------------------------------------------------------------------------------
+    # -- learning --------------------------------------------------------------------------------------------
 
     def keys(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[str]:
         """How the learner names these candidate texts, (C, T) -> C names."""
@@ -241,7 +243,8 @@ class ArrCocModel(nn.Module):
         """One frozen forward pass, with nothing answered and nothing learned; inputs are checked first.
 
         Args:
-            labels: for a generative model, (B, T): the positions to perceive are those before each taught token.
+            labels: for a generative model, (B, T): the positions to perceive are those before each taught
+                token.
         """
         self._on()
         self.body.check(inputs)
@@ -289,11 +292,12 @@ class ArrCocModel(nn.Module):
         return body.percept(self._capture, prompt, sample, place, row), keys
 
     def learn(self, labels: Tensor, **inputs: Any) -> Answer:
-        """One online step: one frozen forward pass and a local update. Returns the answer from before the step.
+        """One online step: one frozen forward pass and a local update. Returns the answer from before the
+        step.
 
         Args:
-            labels: dual encoder: (B,), each sample's row among the candidate texts; generative: (B, T) token ids,
-                -100 where nothing is taught.
+            labels: dual encoder: (B,), each sample's row among the candidate texts; generative: (B, T) token
+                ids, -100 where nothing is taught.
             inputs: the model's own, plus `context_ids` and `context_attention_mask` for a dual encoder.
 
         Raises:
@@ -312,7 +316,8 @@ class ArrCocModel(nn.Module):
             return self.learner.learn(seen.percept, taught)
 
     def act(self, **inputs: Any) -> Handle:
-        """Choose (dual: one of the candidate texts; generative: `generate`), and remember what a reward will need."""
+        """Choose (dual: one of the candidate texts; generative: `generate`), and remember what a reward will
+        need."""
         self._on()
         if isinstance(self.body, GenerativeBody):
             return self._act_in_words(self.body, inputs)
@@ -364,7 +369,7 @@ class ArrCocModel(nn.Module):
         self.learner.pending.drop(handle.number)
         return delta
 
-    # -- plain Python ----------------------------------------------------------------------------------------------
+    # -- plain Python ----------------------------------------------------------------------------------------
 
     def predict(
         self,
@@ -377,8 +382,8 @@ class ArrCocModel(nn.Module):
 
         Args:
             images: a PIL image or a list of them.
-            texts: the candidates; several templates per text are averaged, and a text is known to the learner by the
-                first of them.
+            texts: the candidates; several templates per text are averaged, and a text is known to the learner
+                by the first of them.
             context: one text for all images or one per image.
         """
         if not isinstance(self.body, DualEncoderBody):
@@ -414,7 +419,7 @@ class ArrCocModel(nn.Module):
         wanted = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}
         return {k: v.to(self.model.device) for k, v in wanted.items()}
 
-    # -- life ------------------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
 
     def _on(self) -> None:
         if not self._hooks:
@@ -422,7 +427,8 @@ class ArrCocModel(nn.Module):
 
     @contextlib.contextmanager
     def disable(self) -> Iterator["ArrCocModel"]:
-        """Inside, the model answers as it would without the adapter, bit for bit; then the state before comes back."""
+        """Inside, the model answers as it would without the adapter, bit for bit; then the state before comes
+        back."""
         before, self._enabled = self._enabled, False
         try:
             yield self
@@ -430,7 +436,8 @@ class ArrCocModel(nn.Module):
             self._enabled = before
 
     def detach(self) -> nn.Module:
-        """Take the adapter off and give the model back; nothing of arr-coc is left in it. Safe to call twice."""
+        """Take the adapter off and give the model back; nothing of arr-coc is left in it. Safe to call
+        twice."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -455,7 +462,8 @@ class ArrCocModel(nn.Module):
         """Attach the adapter that `save_pretrained` wrote; it goes on exactly where it stopped.
 
         Raises:
-            FileNotFoundError, ValueError: if a file is missing, damaged, or was made for another kind of model; the
+            FileNotFoundError, ValueError: if a file is missing, damaged, or was made for another kind of
+            model; the
                 model is left as it was.
         """
         saved = saving.read(Path(folder))
@@ -491,8 +499,8 @@ def attach(model: nn.Module, config: ArrCocConfig | None = None, processor: Any 
         processor: for `predict`.
 
     Returns:
-        The attached model; use it in place of `model`. What it reads from is logged at level INFO and returned by
-        `inspect()`.
+        The attached model; use it in place of `model`. What it reads from is logged at level INFO and
+        returned by `inspect()`.
 
     Raises:
         TypeError: for a model that is no vision-language model; says what was found and what would work.

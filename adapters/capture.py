@@ -1,8 +1,9 @@
 """Capture: block outputs by hooks, and rows of attention recomputed beside whatever kernel the model uses.
 
-One function is registered with transformers' `AttentionInterface` while any model is attached. A tapped attention
-module gets a copy of its config that names this function; masks are still made from the tower's own config, so the
-kernel that the model had sees exactly what it saw before, and only the rows asked for are computed again.
+One function is registered with transformers' `AttentionInterface` while any model is attached. A tapped
+attention module gets a copy of its config that names this function; masks are still made from the tower's own
+config, so the kernel that the model had sees exactly what it saw before, and only the rows asked for are
+computed again.
 """
 
 import copy
@@ -90,7 +91,8 @@ class RowTap:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         implementation = self.original._attn_implementation
-        eager: Callable = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)  # type: ignore[assignment]
+        # type: ignore[assignment]
+        eager: Callable = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
         if self.rows is not None:
             scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5

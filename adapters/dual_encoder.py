@@ -97,7 +97,7 @@ class DualEncoderBody:
             tokens=f"the last {self.tokens} of the tower's tokens",
         )
 
-    # -- one forward pass ------------------------------------------------------------------------------------------
+    # -- one forward pass ------------------------------------------------------------------------------------
 
     def check(self, inputs: dict[str, Any]) -> None:
         finite_pixels(inputs.get("pixel_values"))
@@ -142,7 +142,8 @@ class DualEncoderBody:
         return found.expand(batch, -1) if len(found) == 1 else found
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Tokens of the last block in the shared space, unit length, (B, N, P), by the model's own modules."""
+        """Tokens of the last block in the shared space, unit length, (B, N, P), by the model's own
+        modules."""
         tokens = self.tower.module.post_layernorm(tokens)
         if (
             self.pool is not None
@@ -159,7 +160,8 @@ class DualEncoderBody:
         last = capture.tokens[len(self.tower.blocks) - 1][:, -n:]
         if capture.tokens[self.sites[0]].shape[1] < n:
             raise ValueError(
-                f"the tower gave {capture.tokens[self.sites[0]].shape[1]} tokens; {n} were expected from its config"
+                f"the tower gave {capture.tokens[self.sites[0]].shape[1]} tokens; "
+                f"{n} were expected from its config"
             )
         if context is None:
             context = torch.nn.functional.normalize(output.image_embeds.float(), dim=-1)

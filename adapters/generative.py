@@ -1,4 +1,5 @@
-"""Generative models: visual tokens inside a language model's sequence (LlavaForConditionalGeneration and its like)."""
+"""Generative models: visual tokens inside a language model's sequence (LlavaForConditionalGeneration and its
+like)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ class GenerativeBody:
             tokens=f"input_ids == {self.image_token}",
         )
 
-    # -- one forward pass ------------------------------------------------------------------------------------------
+    # -- one forward pass ------------------------------------------------------------------------------------
 
     def check(self, inputs: dict[str, Any]) -> None:
         token_ids(inputs.get("input_ids"), "input_ids", "(B, T)")
@@ -87,7 +88,8 @@ class GenerativeBody:
             )
 
     def check_labels(self, labels: Any, ids: Tensor) -> Tensor:
-        """(B, T) token ids with IGNORE where nothing is taught; at least one is, none at the first position."""
+        """(B, T) token ids with IGNORE where nothing is taught; at least one is, none at the first
+        position."""
         if not isinstance(labels, Tensor) or labels.shape != ids.shape or labels.is_floating_point():
             given = (
                 f"shape {tuple(labels.shape)}, {labels.dtype}"
@@ -104,7 +106,8 @@ class GenerativeBody:
         return labels
 
     def rows(self, inputs: dict[str, Any]) -> Tensor | None:
-        """The query rows whose attention is wanted: those that the logits are kept for, after the first image."""
+        """The query rows whose attention is wanted: those that the logits are kept for, after the first
+        image."""
         ids = inputs.get("input_ids")
         embeds = inputs.get("inputs_embeds")
         length = ids.shape[1] if ids is not None else embeds.shape[1] if embeds is not None else 0
@@ -149,7 +152,8 @@ class GenerativeBody:
     def percept(
         self, capture: Capture, prompt: Prompt, sample: Tensor, place: Tensor, row: Tensor
     ) -> Percept:
-        """One percept per (sample, position): `place` in the sequence, `row` in the captured attention rows, all (P,)."""
+        """One percept per (sample, position): `place` in the sequence, `row` in the captured attention rows,
+        all (P,)."""
         last = capture.tokens[len(self.tower.blocks) - 1]
         heard = capture.rows()[sample, row]  # (P, K)
         return Percept(

@@ -1,4 +1,5 @@
-"""The saved form: `arr_coc_config.json`, `arr_coc_model.safetensors` and a card; whole or not at all, and no pickle."""
+"""The saved form: `arr_coc_config.json`, `arr_coc_model.safetensors` and a card; whole or not at all, and no
+pickle."""
 
 import hashlib
 import json
@@ -106,7 +107,8 @@ def read(folder: Path) -> Saved:
 
 
 def restore(learner: Learner, saved: Saved) -> None:
-    """Put a saved state into a fresh learner; every name, shape, dtype and value is checked before the first changes."""
+    """Put a saved state into a fresh learner; every name, shape, dtype and value is checked before the first
+    changes."""
     for name, tensor in saved.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"the saved tensor {name} holds NaN or infinity")

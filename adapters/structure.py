@@ -86,7 +86,7 @@ def kind_of(model: nn.Module) -> str:
     if generates is not None and generates():
         return "generative"
     raise TypeError(
-        f"{type(model).__name__} has neither image-text scores nor a language-model head; use the class with the head "
+        f"{type(model).__name__} has neither image-text scores nor a language-model head; use the class with it "
         "(for example LlavaForConditionalGeneration instead of LlavaModel)."
     )
 
@@ -137,7 +137,8 @@ def choose_sites(sites: tuple[int, ...], depth: int, default: tuple[int, ...]) -
         if not 0 <= place < depth:
             nearest = min(max(place, 0), depth - 1)
             raise ValueError(
-                f"site {site} does not exist: the tower has {depth} blocks, 0 to {depth - 1}; the nearest is {nearest}"
+                f"site {site} does not exist: the tower has {depth} blocks, 0 to {depth - 1}; "
+                f"the nearest is {nearest}"
             )
         if place not in chosen:
             chosen.append(place)

@@ -1,13 +1,14 @@
 """arr-coc: adapters that let a frozen vision-language model keep learning from a stream.
 
-The public surface is `__all__`. The mathematics in this package imports torch only; `attach` and the attached model
-live in `arr_coc.adapters`, which is imported when one of its names is first asked for.
+The public surface is `__all__`. The mathematics in this package imports torch only; `attach` and the attached
+model live in `arr_coc.adapters`, which is imported when one of its names is first asked for.
 """
 
 from importlib import import_module
 from pathlib import Path
 
-# From the repository root this folder shadows the installed mapping of the four folders to one package: extend the
+# From the repository root this folder shadows the installed mapping of the four folders to one package:
+# extend the
 # search path by the root, so that `arr_coc.adapters` means ../adapters there too.
 _root = Path(__file__).resolve().parents[1]
 if not (Path(__file__).parent / "adapters").is_dir() and (_root / "adapters" / "attach.py").is_file():

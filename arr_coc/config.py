@@ -20,8 +20,8 @@ class ArrCocConfig:
     """How relevance is scored, settled and learned, and how the ladder answers.
 
     Args:
-        sites: blocks of the backbone that are read, from the bottom; negative numbers count from the top. Empty: a
-            middle and a late block, chosen by the structure of the model.
+        sites: blocks of the backbone that are read, from the bottom; negative numbers count from the top.
+            Empty: a middle and a late block, chosen by the structure of the model.
         width: width of a rung; wider site features are reduced by a fixed orthogonal projection, (width, d).
         expansion: fixed random ReLU features of the drives that the readout sees beside them; 0 for none.
         attention_gain: weight of log a_n in the log-precision.
@@ -33,12 +33,14 @@ class ArrCocConfig:
         learn_relevance: whether U is learned.
         eta: step of the relevance update, in nats of log-precision along its own direction.
         centre_contexts: subtract the running mean of the contexts before U sees them.
-        context_key: replace c on the update side by its key Q c / (c' Q c), Q the recursive inverse correlation.
+        context_key: replace c on the update side by its key Q c / (c' Q c), Q the recursive inverse
+            correlation.
         context_ridge: the prior 1/variance of Q.
         feature_key: whiten the features on the update side by their recursive variance.
         rule: how W, b and U change ("attention_gated", "backprop").
         rule_options: options of that rule, by name.
-        optimizer: what is done with an update: its direction scaled to eta min(1, |delta|), plain SGD, or Adam.
+        optimizer: what is done with an update: its direction scaled to eta min(1, |delta|), plain SGD, or
+            Adam.
         eta_ladder: step of W and b; 0 leaves the rungs as they are.
         readout: "precision" (recursive least squares) or "delta" (trained by the rule, step eta_readout).
         eta_readout: step of the delta readout.
@@ -48,7 +50,8 @@ class ArrCocConfig:
         eta_error: their step.
         surprise_gate: whether surprise multiplies the relevance update, and with which sign.
         trust_sharpness: how fast trust falls with the predictive variance (see `readout.trust`).
-        value_scale: inverse temperature of the learned values where they are mixed with the model's own scores.
+        value_scale: inverse temperature of the learned values where they are mixed with the model's own
+            scores.
         explore: share of actions drawn from softmax(values); the rest are the best ones.
         pending: actions that may wait for their reward at a time.
         seed: of every random choice.
@@ -121,7 +124,8 @@ class ArrCocConfig:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: on text that is no JSON object, an unknown field (the nearest is named) or a newer version.
+            ValueError: on text that is no JSON object, an unknown field (the nearest is named) or a newer
+                version.
         """
         try:
             raw = json.loads(text)

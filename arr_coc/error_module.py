@@ -1,4 +1,5 @@
-"""The error modules: every rung is predicted from the one above, and the precision-weighted error is the surprise."""
+"""The error modules: every rung is predicted from the one above, and the precision-weighted error is the
+surprise."""
 
 import torch
 from torch import Tensor, nn
@@ -7,9 +8,10 @@ from torch import Tensor, nn
 class ErrorModules(nn.Module):
     """epsilon_l = z_l - V_l z_{l+1}, the top rung predicted from the context; generative, running downward.
 
-    Learning: Delta V_l = eta Pi_l epsilon_l z_{l+1}' and Delta log Pi_l = eta/2 (1 - Pi_l epsilon_l^2), whose fixed
-    point is Pi = 1 / E[epsilon^2]. Surprise: F = 1/2 sum_l (Pi_l epsilon_l^2 - log Pi_l), mean over units, so that
-    depth and width do not set its scale. Inspired by Rao & Ballard (1999) and Friston (2005).
+    Learning: Delta V_l = eta Pi_l epsilon_l z_{l+1}' and Delta log Pi_l = eta/2 (1 - Pi_l epsilon_l^2), whose
+        fixed
+    point is Pi = 1 / E[epsilon^2]. Surprise: F = 1/2 sum_l (Pi_l epsilon_l^2 - log Pi_l), mean over units, so
+    that depth and width do not set its scale. Inspired by Rao & Ballard (1999) and Friston (2005).
 
     Args:
         width: of a rung.
@@ -49,8 +51,8 @@ class ErrorModules(nn.Module):
     def learn(self, states: list[Tensor], errors: list[Tensor], context: Tensor, eta: float) -> None:
         """One local step, on the batch mean. The gain is eta Pi / (1 + eta Pi |z_{l+1}|^2).
 
-        For small steps that is eta Pi; for large activations or precisions it can at most cancel the error, where
-        the plain product would diverge (normalised least mean squares).
+        For small steps that is eta Pi; for large activations or precisions it can at most cancel the error,
+        where the plain product would diverge (normalised least mean squares).
         """
         above = [*states[1:], context.to(states[-1])]
         for level, (error, top) in enumerate(zip(errors, above, strict=True)):

@@ -30,9 +30,10 @@ class Climb:
 class Ladder(nn.Module):
     """z_l = relu(W_l z_{l-1} + x_l + b_l), x_l = sum_n r_n f_ln, z_0 the context.
 
-    phi = [x_1 .. x_L, z_1 .. z_L, relu(E x + e), state, 1]: E and e are fixed random features of all drives, `state` is
-    what else the percept brings. Site features are layer-normalised without affine and, where they are wider than a
-    rung, reduced by a fixed matrix with orthonormal rows, so that P stays a few hundred to a few thousand square.
+    phi = [x_1 .. x_L, z_1 .. z_L, relu(E x + e), state, 1]: E and e are fixed random features of all drives,
+    `state` is what else the percept brings. Site features are layer-normalised without affine and, where they
+    are wider than a rung, reduced by a fixed matrix with orthonormal rows, so that P stays a few hundred to a
+    few thousand square.
 
     Args:
         site_widths: d_l.
@@ -68,7 +69,8 @@ class Ladder(nn.Module):
         self.expand_weight: Tensor
         self.expand_bias: Tensor
         all_drives = self.depth * self.width
-        # drives are averages of layer-normalised tokens, well under unit variance: the gain of 4 bends the ReLUs
+        # drives are averages of layer-normalised tokens, well under unit variance: the gain of 4 bends the
+        # ReLUs
         expand = torch.randn(expansion, all_drives, generator=draw) * (4 / all_drives**0.5)
         self.register_buffer("expand_weight", expand)
         self.register_buffer("expand_bias", torch.randn(expansion, generator=draw))

@@ -85,7 +85,7 @@ class Learner(nn.Module):
         """The classes met so far, in the order of the readout's rows."""
         return self.readout.classes
 
-    # -- answering -------------------------------------------------------------------------------------------------
+    # -- answering -------------------------------------------------------------------------------------------
 
     def answer(self, percept: Percept) -> Answer:
         """Relevance, surprise and values of a percept. Changes nothing."""
@@ -147,14 +147,16 @@ class Learner(nn.Module):
         return self.ladder.climb(drive, context, percept.state, weights)
 
     def fuse(self, own_logits: Tensor, keys: list[str] | Tensor, answer: Answer) -> Tensor:
-        """own + log((1 - t) + t p_learned / p_own): the model's own scores and the learned values, mixed by trust.
+        """own + log((1 - t) + t p_learned / p_own): the model's own scores and the learned values, mixed by
+        trust.
 
-        p_own = softmax(own) over the candidates, p_learned = softmax(s R phi) over those that were learned (0 for the
-        rest), t the trust. Where t is 0 the model's own scores come back bit for bit.
+        p_own = softmax(own) over the candidates, p_learned = softmax(s R phi) over those that were learned (0
+        for the rest), t the trust. Where t is 0 the model's own scores come back bit for bit.
 
         Args:
             own_logits: (B, K).
-            keys: the K candidates' names, any order, learned or not; or their rows in the readout (-1: none), (K,).
+            keys: the K candidates' names, any order, learned or not; or their rows in the readout (-1: none),
+                (K,).
         """
         rows = (keys if isinstance(keys, Tensor) else self.readout.rows(keys)).to(own_logits.device)
         known = rows >= 0
@@ -172,10 +174,11 @@ class Learner(nn.Module):
         fused = (own_logits.double() + mixed - log_own).clamp_min(floor).to(own_logits.dtype)
         return torch.where(t > 0, fused, own_logits)
 
-    # -- learning --------------------------------------------------------------------------------------------------
+    # -- learning --------------------------------------------------------------------------------------------
 
     def learn(self, percept: Percept, keys: list[str]) -> Answer:
-        """One online step towards the labels `keys` (one per sample); returns the answer from before the step."""
+        """One online step towards the labels `keys` (one per sample); returns the answer from before the
+        step."""
         if len(keys) != percept.batch:
             raise ValueError(f"{len(keys)} labels were given for a batch of {percept.batch}")
         answer = self.answer(percept)
@@ -229,7 +232,8 @@ class Learner(nn.Module):
         config = self.config
         pre = self.context_key.key(context).to(context) if config.context_key else context
         if config.optimizer == "direction":
-            # c' key = 1: a step of 1 changes gamma by f' direction / (|direction| sqrt d), a nat for an aligned token
+            # c' key = 1: a step of 1 changes gamma by f' direction / (|direction| sqrt d), a nat for an
+            # aligned token
             unit = torch.nn.functional.normalize(direction, dim=1) * direction.shape[1] ** 0.5
             scaled = unit * (config.eta * size.clamp(max=1.0) * gate).unsqueeze(1)
             self.relevance_weight += pre.T @ scaled / direction.shape[1] ** 0.5
@@ -244,7 +248,8 @@ class Learner(nn.Module):
         )
 
     def _evidence(self, answer: Answer) -> Tensor | None:
-        """What each sample weighs in the readout: 1, or sum_n r_n^2 against what an even spread would have."""
+        """What each sample weighs in the readout: 1, or sum_n r_n^2 against what an even spread would
+        have."""
         if self.config.evidence == "uniform":
             return None
         n = answer.relevance.shape[1]
@@ -263,15 +268,16 @@ class Learner(nn.Module):
             )
         self.step += batch
 
-    # -- reward ----------------------------------------------------------------------------------------------------
+    # -- reward ----------------------------------------------------------------------------------------------
 
     def act(
         self, percept: Percept, keys: list[str], choice: Tensor | None = None
     ) -> tuple[Tensor, list[Eligibility]]:
-        """Choose one of the candidates per sample by its value; returns the choice (B,) and what a reward will need.
+        """Choose one of the candidates per sample by its value; returns the choice (B,) and what a reward
+        will need.
 
-        A candidate that was never met has the value 0. The choice is the best one, or with probability `explore` a
-        draw from softmax(values); or the one given, where the choice was made elsewhere.
+        A candidate that was never met has the value 0. The choice is the best one, or with probability
+        `explore` a draw from softmax(values); or the one given, where the choice was made elsewhere.
         """
         answer = self.answer(percept)
         rows = self.readout.rows(keys, grow=True)
@@ -282,11 +288,6 @@ class Learner(nn.Module):
         # attentional feedback from the chosen answer alone, whatever rule trains the ladder
         feedback, _ = descend(self.ladder, answer.climb, self.readout.weight.to(answer.climb.phi)[chosen])
         direction = relevance_direction(answer.relevance, answer.features, feedback)
-        key = (
-            self.context_key.key(answer.context).to(answer.context)
-            if self.config.context_key
-            else answer.context
-        )
         predicted = values.gather(1, chosen.unsqueeze(1)).squeeze(1)
         left = [
             Eligibility(
@@ -301,7 +302,8 @@ class Learner(nn.Module):
         return choice, left
 
     def reward(self, eligibility: list[Eligibility], reward: Tensor) -> Tensor:
-        """Three factors: reward prediction error x the eligibility that the action left; returns delta (B,)."""
+        """Three factors: reward prediction error x the eligibility that the action left; returns delta
+        (B,)."""
         predicted = torch.tensor([e.predicted for e in eligibility], dtype=torch.float64)
         delta = reward_prediction_error(reward.to(predicted), predicted)
         for trace, r, d in zip(eligibility, reward.tolist(), delta.tolist(), strict=True):

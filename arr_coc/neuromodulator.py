@@ -10,9 +10,11 @@ def reward_prediction_error(reward: Tensor, predicted: Tensor) -> Tensor:
 
 
 def surprise_gate(surprise: Tensor, mean: float, spread: float, sign: str) -> Tensor:
-    """2 sigma(+-z) with z the standardised surprise, (B,) in (0, 2): 1 for the usual, by `sign` more or less for the odd.
+    """2 sigma(+-z) with z the standardised surprise, (B,) in (0, 2): 1 for the usual, by `sign` more or less
+    for the odd.
 
-    Precision rewards what is reliable, not what is surprising; so both signs exist ("boost", "damp") and "off" is 1.
+    Precision rewards what is reliable, not what is surprising; so both signs exist ("boost", "damp") and
+    "off" is 1.
     """
     if sign == "off":
         return torch.ones_like(surprise)

@@ -5,7 +5,8 @@ from torch import Tensor
 
 
 class Optimizer:
-    """SGD or Adam (Kingma & Ba, 2015) over named tensors; "direction" is SGD for all that has no direction rule."""
+    """SGD or Adam (Kingma & Ba, 2015) over named tensors; "direction" is SGD for all that has no direction
+    rule."""
 
     def __init__(self, kind: str, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8) -> None:
         self.kind, self.betas, self.epsilon = kind, betas, epsilon

@@ -26,7 +26,8 @@ class Eligibility:
 
 
 class Pending:
-    """Eligibilities by the number of their action, one group per sample; the oldest go when there are too many.
+    """Eligibilities by the number of their action, one group per sample; the oldest go when there are too
+    many.
 
     Args:
         limit: actions kept at a time.

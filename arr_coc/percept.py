@@ -12,11 +12,14 @@ class Percept:
 
     Args:
         tokens: per site the token activations, (B, N, d_l).
-        attention: one row of attention over the tokens, mean over heads and sites, (B, N); rows need not sum to 1.
+        attention: one row of attention over the tokens, mean over heads and sites, (B, N); rows need not sum
+            to 1.
         context: what relevance is asked for, (B, C).
-        own: scaled cosine of the projected tokens with the context, (B, N), or None where no shared space exists.
+        own: scaled cosine of the projected tokens with the context, (B, N), or None where no shared space
+            exists.
         mask: which tokens exist, (B, N) bool, or None for all.
-        state: further activations that the readout sees (a generative model's hidden state at the answer), (B, S).
+        state: further activations that the readout sees (a generative model's hidden state at the answer),
+            (B, S).
     """
 
     tokens: tuple[Tensor, ...]

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 class PrecisionReadout(nn.Module):
     """values = R phi with R = B' (A + rho I)^-1, A = sum w phi phi', B = sum w phi y', kept up recursively.
 
-    One step is gain K = P Phi' (W^-1 + Phi P Phi')^-1, R += (Y - Phi R') ' K', P -= K Phi P. One-hot targets; a class
-    that appears late has had target 0 all along, so its row starts at exactly zero and the result equals the joint
-    solution in any order. A and B add across workers and take samples back; `solve` rebuilds P and R from them.
+    One step is gain K = P Phi' (W^-1 + Phi P Phi')^-1, R += (Y - Phi R') ' K', P -= K Phi P. One-hot targets;
+    a class that appears late has had target 0 all along, so its row starts at exactly zero and the result
+    equals the joint solution in any order. A and B add across workers and take samples back; `solve` rebuilds
+    P and R from them.
 
-    With reward alone only the chosen row's outcome is known: that row then keeps a statistic of its own (`partial`),
-    at the cost of another (D, D) matrix, and shares the rest.
+    With reward alone only the chosen row's outcome is known: that row then keeps a statistic of its own
+    (`partial`), at the cost of another (D, D) matrix, and shares the rest.
 
     Args:
         width: D, of phi.
@@ -51,7 +52,7 @@ class PrecisionReadout(nn.Module):
         self.register_buffer("precision", torch.eye(width, dtype=torch.float64) / ridge)
         self.register_buffer("partial_rows", torch.zeros(0, dtype=torch.int64))
 
-    # -- classes ---------------------------------------------------------------------------------------------------
+    # -- classes ---------------------------------------------------------------------------------------------
 
     def rows(self, keys: list[str], *, grow: bool = False) -> Tensor:
         """Row of each class, (len(keys),); -1 where it was never met, unless `grow` makes room for it."""
@@ -66,7 +67,7 @@ class PrecisionReadout(nn.Module):
         place = {k: i for i, k in enumerate(self.classes)}
         return torch.tensor([place.get(k, -1) for k in keys], device=self.weight.device)
 
-    # -- answering -------------------------------------------------------------------------------------------------
+    # -- answering -------------------------------------------------------------------------------------------
 
     def values(self, phi: Tensor) -> Tensor:
         """R phi for every class met, (B, C) in float64."""
@@ -80,8 +81,9 @@ class PrecisionReadout(nn.Module):
     def trust(self, phi: Tensor, sharpness: float = 1.0) -> Tensor:
         """How far the learned values are trusted: exp(-sharpness/2 max(0, z - 2)^2), (B,) in [0, 1].
 
-        z is the log predictive variance, standardised by what the samples learned had before they were learned. An
-        input like those has trust 1; one unlike anything learned has a trust that underflows to exactly 0.
+        z is the log predictive variance, standardised by what the samples learned had before they were
+        learned. An input like those has trust 1; one unlike anything learned has a trust that underflows to
+        exactly 0.
         """
         count, mean, square = self.leverage.tolist()
         if count < 2:
@@ -91,10 +93,11 @@ class PrecisionReadout(nn.Module):
         z = (self.variance(phi).log() - mean) / spread
         return torch.exp(-0.5 * sharpness * (z - 2).clamp_min(0) ** 2)
 
-    # -- learning --------------------------------------------------------------------------------------------------
+    # -- learning --------------------------------------------------------------------------------------------
 
     def learn(self, phi: Tensor, rows: Tensor, weight: Tensor | None = None) -> None:
-        """Count samples in: phi (B, D), the row of each one's class (B,), what each weighs (B,) (default 1)."""
+        """Count samples in: phi (B, D), the row of each one's class (B,), what each weighs (B,) (default
+        1)."""
         p = phi.to(self.precision)
         target = torch.nn.functional.one_hot(rows, len(self.classes)).to(p)  # (B, C)
         w = torch.ones(len(p), dtype=p.dtype, device=p.device) if weight is None else weight.to(p)
@@ -145,7 +148,8 @@ class PrecisionReadout(nn.Module):
         return gain
 
     def _watch(self, variance: Tensor) -> None:
-        """A running mean and spread of the log variance of samples that were yet to be learned (window 200)."""
+        """A running mean and spread of the log variance of samples that were yet to be learned (window
+        200)."""
         count, mean, square = self.leverage.tolist()
         for value in variance.log().tolist():
             count += 1
@@ -155,7 +159,7 @@ class PrecisionReadout(nn.Module):
             square = (1 - rate) * (square / max(count - 1, 1) + rate * step * step) * count
         self.leverage.copy_(self.leverage.new_tensor([count, mean, square]))
 
-    # -- statistics ------------------------------------------------------------------------------------------------
+    # -- statistics ------------------------------------------------------------------------------------------
 
     def solve(self) -> None:
         """Rebuild P and R from A and B: repairs whatever drift recursion has left."""
@@ -176,7 +180,8 @@ class PrecisionReadout(nn.Module):
         """
         if (other.width, other.ridge) != (self.width, self.ridge):
             raise ValueError(
-                f"cannot merge width {other.width}, ridge {other.ridge} into width {self.width}, ridge {self.ridge}"
+                f"cannot merge width {other.width}, ridge {other.ridge} "
+                f"into width {self.width}, ridge {self.ridge}"
             )
         if len(other.partial_rows):
             raise ValueError("statistics of single rewarded rows cannot be merged")

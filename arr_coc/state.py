@@ -115,6 +115,5 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
 
 
 def _eligibility(saved: dict[str, Tensor], place: int, row: int, predicted: float) -> Eligibility:
-    return Eligibility(
-        *(saved[f"pending.{name}"][place].clone() for name in _PENDING), int(row), float(predicted)
-    )
+    phi, context, direction = (saved[f"pending.{name}"][place].clone() for name in _PENDING)
+    return Eligibility(phi, context, direction, int(row), float(predicted))

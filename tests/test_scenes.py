@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from arr_coc.training import items, scenes
 from arr_coc.training.captions import World
 
@@ -137,7 +136,9 @@ def test_every_phrase_names_exactly_the_cells_it_is_true_of(world: World) -> Non
                     true = phrase.text.endswith(f"{colour} {world.names[concept]}")
                 else:
                     words = {world.names[concept], *world.keywords[concept]}
-                    true = any(phrase.text in (w, f"the {w}") or phrase.text.endswith(f" a {w}") for w in words)
+                    true = any(
+                        phrase.text in (w, f"the {w}") or phrase.text.endswith(f" a {w}") for w in words
+                    )
                     true |= phrase.text == f"a {world.names[concept]}" or concept in world.told[phrase.text]
                 if true:
                     expected |= scene.masks[cell]

@@ -1,4 +1,5 @@
-"""Relevance: scored as an additive log-precision, settled to a distribution over tokens, learned by three factors."""
+"""Relevance: scored as an additive log-precision, settled to a distribution over tokens, learned by three
+factors."""
 
 from arr_coc.relevance.learn import ContextKey, relevance_direction
 from arr_coc.relevance.score import log_precision

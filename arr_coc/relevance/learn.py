@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 
 def relevance_direction(relevance: Tensor, features: Tensor, feedback: Tensor) -> Tensor:
-    """sum_n r_n [(f_n - x)' u] f_n / sqrt d: what attention (r_n) and activity (f_n) give for feedback u at the drive.
+    """sum_n r_n [(f_n - x)' u] f_n / sqrt d: what attention (r_n) and activity (f_n) give for feedback u at
+    the drive.
 
-    Times the context and the reward prediction error this is the gradient of the chosen value with respect to U, at
-    lambda = 0 and inside the clamp: d value / d gamma_n = r_n (f_n - x)' u and d gamma_n / d U = c f_n' / sqrt d.
+    Times the context and the reward prediction error this is the gradient of the chosen value with respect to
+    U, at lambda = 0 and inside the clamp: d value / d gamma_n = r_n (f_n - x)' u and d gamma_n / d U = c f_n'
+    / sqrt d.
 
     Args:
         relevance: r, (B, N).
@@ -28,9 +30,10 @@ def relevance_direction(relevance: Tensor, features: Tensor, feedback: Tensor) -
 class ContextKey(nn.Module):
     """Q = (rho I + sum c c')^-1, and the key Q c / (c' Q c) of a context.
 
-    Text contexts are correlated, and an update along c itself changes what every correlated context finds relevant.
-    The key has c' key = 1 and is all but orthogonal to the contexts met before: a presynaptic precision. Repeating c
-    leaves the direction of Q c as it is (Sherman-Morrison), so the key of a cue does not turn while it is learned.
+    Text contexts are correlated, and an update along c itself changes what every correlated context finds
+    relevant. The key has c' key = 1 and is all but orthogonal to the contexts met before: a presynaptic
+    precision. Repeating c leaves the direction of Q c as it is (Sherman-Morrison), so the key of a cue does
+    not turn while it is learned.
 
     Args:
         width: C.

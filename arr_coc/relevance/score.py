@@ -22,8 +22,9 @@ def log_precision(
 ) -> Tensor:
     """gamma_n = g_a log a_n + g_o own_n + c' U f_n / sqrt d, minus its mean over the tokens, clamped.
 
-    If token j sends the error e_j = v_j - z with precision exp(q.k_j / sqrt d), then z + sum_j Pi_j e_j settles at the
-    softmax attention output: attention is a precision, and log a_n is where a log-precision starts.
+    If token j sends the error e_j = v_j - z with precision exp(q.k_j / sqrt d), then z + sum_j Pi_j e_j
+    settles at the softmax attention output: attention is a precision, and log a_n is where a log-precision
+    starts.
 
     Args:
         attention: a, (B, N), not negative.

@@ -22,7 +22,8 @@ class Settled:
 
 
 def similarity(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    """S = F F' / max_n sum_m |F F'|_nm of unit-length features: positive semi-definite, norm at most 1; (B, N, N)."""
+    """S = F F' / max_n sum_m |F F'|_nm of unit-length features: positive semi-definite, norm at most 1; (B,
+    N, N)."""
     unit = torch.nn.functional.normalize(features, dim=-1)
     if mask is not None:
         unit = unit * mask.unsqueeze(-1)
@@ -31,7 +32,8 @@ def similarity(features: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def energy(relevance: Tensor, gamma: Tensor, support: Tensor, lateral: float) -> Tensor:
-    """sum r log r - gamma' r - lambda/2 r' S r, (B,). With S positive semi-definite, `settle` never raises it."""
+    """sum r log r - gamma' r - lambda/2 r' S r, (B,). With S positive semi-definite, `settle` never raises
+    it."""
     held = torch.where(relevance > 0, gamma, 0.0)  # 0 * -inf is 0 here: a masked token carries no energy
     entropy = torch.special.xlogy(relevance, relevance).sum(1)
     quadratic = torch.einsum("bn,bnm,bm->b", relevance, support, relevance)
@@ -49,7 +51,8 @@ def settle(
 ) -> Settled:
     """r <- softmax(gamma + lambda S r) until |r' - r| < tolerance.
 
-    The softmax's Jacobian has norm at most 1/2 and S at most 1, so the map contracts by lambda/2 < 1 on every image.
+    The softmax's Jacobian has norm at most 1/2 and S at most 1, so the map contracts by lambda/2 < 1 on every
+    image.
 
     Args:
         gamma: log-precision, (B, N), -inf where no token is.

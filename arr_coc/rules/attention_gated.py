@@ -1,11 +1,11 @@
 """Attention-gated learning: attentional feedback from the answer x reward prediction error x activity.
 
 Feedback starts at the answer and comes down the ladder, g_l = (R_z' e + W_{l+1}' g_{l+1}) * relu'(a_l), and
-Delta W_l = + g_l z_{l-1}'. With reward e has one entry, delta = r - q_s at the chosen answer: only what the choice was
-made by is told how much better than expected it went. With labels every answer gives feedback, weighted by its error;
-then the update is the gradient of -1/2 |t - v|^2. Needs R and W for the way down (transport) and the scalar delta.
-Use it when answers are rewarded one at a time, or as the default. Source: Roelfsema & van Ooyen (2005), AGREL;
-Pozzi, Bohte & Roelfsema (2020), BrainProp.
+Delta W_l = + g_l z_{l-1}'. With reward e has one entry, delta = r - q_s at the chosen answer: only what the
+choice was made by is told how much better than expected it went. With labels every answer gives feedback,
+weighted by its error; then the update is the gradient of -1/2 |t - v|^2. Needs R and W for the way down
+(transport) and the scalar delta. Use it when answers are rewarded one at a time, or as the default. Source:
+Roelfsema & van Ooyen (2005), AGREL; Pozzi, Bohte & Roelfsema (2020), BrainProp.
 """
 
 from torch import Tensor
@@ -15,7 +15,8 @@ from arr_coc.rules.protocol import Ledger, Teaching, Updates
 
 
 def descend(ladder: Ladder, climb: Climb, at_phi: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Feedback at phi (B, D) brought down to the drives (B, L * width) and, gated, to each rung (B, width)."""
+    """Feedback at phi (B, D) brought down to the drives (B, L * width) and, gated, to each rung (B,
+    width)."""
     at_x, at_z, at_hidden = ladder.split(at_phi)
     weights = ladder.weights()
     gated: list[Tensor] = []

@@ -1,9 +1,10 @@
 """Backpropagation inside the ladder: the baseline that every local rule is measured against.
 
-The gradient of -1/2 |t - v|^2 (or of the log-likelihood of softmax(s v), `loss="cross_entropy"`) with respect to W, b, U
-and R by automatic differentiation, through settling and clamping too. It never reaches the backbone, whose activations
-are constants here. Needs everything: transported weights, stored activations, signed error vectors, a locked backward
-phase. Use it as a control. Source: Rumelhart, Hinton & Williams (1986).
+The gradient of -1/2 |t - v|^2 (or of the log-likelihood of softmax(s v), `loss="cross_entropy"`) with respect
+to W, b, U and R by automatic differentiation, through settling and clamping too. It never reaches the
+backbone, whose activations are constants here. Needs everything: transported weights, stored activations,
+signed error vectors, a locked backward phase. Use it as a control. Source: Rumelhart, Hinton & Williams
+(1986).
 """
 
 import torch
