@@ -160,7 +160,7 @@ def grounding(model, processor, seed: int, n: int, label: str = "") -> list[Row]
     rng = np.random.default_rng([seed, 1])
     noto, twemoji = items.emoji("noto"), items.emoji("twemoji")
     garments = items.fashion("test")[0]
-    scale = float(model.logit_scale.exp())
+    scale = float(model.logit_scale.detach().exp())
     flags = np.array([g == "flags" for g in noto.groups])
     rows = []
     for kind, keep in (("seen concepts", ~noto.held_out), ("held-out concepts", noto.held_out)):
@@ -230,7 +230,7 @@ def _naming(scale, tokens, unit, places, names, masks, grid: int, label: str) ->
     """Which of the scene's names is at the named place: tokens pooled by the place's map, and by the true
     cell."""
     maps = (scale * places @ unit.transpose(1, 2)).softmax(2)  # (n, cells, 144)
-    exact = torch.from_numpy(masks).float() / masks.sum(1, keepdims=True)
+    exact = torch.from_numpy(masks).float() / float(masks[0].sum())
     rows = []
     for how, weights, aim in (("", maps, 0.6 if grid == 2 else None), (" (true cell given)", exact, None)):
         found = F.normalize(weights @ tokens, dim=2) @ names.transpose(1, 2)  # (n, cells, cells)
