@@ -73,7 +73,7 @@ class ArrCocModel(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         body: DualEncoderBody | GenerativeBody,
         learner: Learner,
         capture: Capture,
@@ -490,7 +490,7 @@ def _ordinary(percept: Percept) -> Percept:
     )
 
 
-def attach(model: nn.Module, config: ArrCocConfig | None = None, processor: Any = None) -> ArrCocModel:
+def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None) -> ArrCocModel:
     """Attach an adapter to a pretrained vision-language model; its weights are never read or written.
 
     Args:

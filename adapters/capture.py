@@ -67,7 +67,7 @@ class RowTap:
         rows: query rows to recompute, (R,); None to listen to nothing.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         if module in _taps:
             raise ValueError(f"{type(module).__name__} is tapped already")
         self.original = module.config
@@ -79,11 +79,11 @@ class RowTap:
         _taps[module] = self
         config = copy.copy(self.original)
         config._attn_implementation_internal = _NAME  # the setter would walk and change the sub-configs
-        module.config = config  # type: ignore[assignment]
+        module.config = config
 
     def attend(
         self,
-        module: nn.Module,
+        module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -91,25 +91,25 @@ class RowTap:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         implementation = self.original._attn_implementation
-        # type: ignore[assignment]
-        eager: Callable = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
         if self.rows is not None:
             scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
             causal = kwargs.get("is_causal")
             causal = bool(getattr(module, "is_causal", False)) if causal is None else bool(causal)
             self.result = attention_rows(query, key, attention_mask, self.rows, scaling, causal)
-        tapped, module.config = module.config, self.original  # type: ignore[assignment]
+        tapped, module.config = module.config, self.original
         try:
             return kernel(module, query, key, value, attention_mask, **kwargs)
         finally:
-            module.config = tapped  # type: ignore[assignment]
+            module.config = tapped
 
     def remove(self) -> None:
         """Give the module its config back; the last tap takes the registered function with it."""
-        module = self._module()
+        module: Any = self._module()
         if module is not None and _taps.get(module) is self:
-            module.config = self.original  # type: ignore[assignment]
+            module.config = self.original
             del _taps[module]
         if not _taps:
             AttentionInterface._global_mapping.pop(_NAME, None)

@@ -40,7 +40,7 @@ class DualEncoderBody:
 
     kind = "dual"
 
-    def __init__(self, model: nn.Module, sites: tuple[int, ...]) -> None:
+    def __init__(self, model: Any, sites: tuple[int, ...]) -> None:
         self.model = model
         self.tower: Tower = find_tower(model, "vision_config")
         depth = len(self.tower.blocks)

@@ -35,7 +35,7 @@ class GenerativeBody:
 
     kind = "generative"
 
-    def __init__(self, model: nn.Module, sites: tuple[int, ...]) -> None:
+    def __init__(self, model: Any, sites: tuple[int, ...]) -> None:
         self.model = model
         self.tower: Tower = find_tower(model, "text_config")
         depth = len(self.tower.blocks)

@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -19,7 +20,7 @@ class Tower:
     """
 
     path: str
-    module: nn.Module
+    module: Any
     blocks: nn.ModuleList
     block_path: str
     width: int
@@ -65,7 +66,7 @@ class Inspection:
         return "\n".join(lines + [f"  {'note':<10} {note}" for note in self.notes])
 
 
-def kind_of(model: nn.Module) -> str:
+def kind_of(model: Any) -> str:
     """ "dual" for an image tower and a text tower with scores between them, "generative" for one that writes.
 
     Raises:
@@ -91,7 +92,7 @@ def kind_of(model: nn.Module) -> str:
     )
 
 
-def find_tower(model: nn.Module, config_name: str) -> Tower:
+def find_tower(model: Any, config_name: str) -> Tower:
     """The tower whose config is `model.config.<config_name>`, and its blocks.
 
     Raises:
