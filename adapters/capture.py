@@ -92,7 +92,7 @@ class RowTap:
     ) -> tuple[Tensor, Tensor | None]:
         implementation = self.original._attn_implementation
 
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
         if self.rows is not None:
             scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
