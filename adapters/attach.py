@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from arr_coc import state
 from arr_coc.adapters import saving
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import label_rows, rewards
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import IGNORE, GenerativeBody
 from arr_coc.adapters.structure import Inspection, kind_of
-from torch import Tensor, nn
-
-from arr_coc import state
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Answer, Learner
 from arr_coc.percept import Percept

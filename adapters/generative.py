@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import finite_pixels, token_ids
 from arr_coc.adapters.structure import Inspection, Tower, attention_of, choose_sites, find_tower
-from torch import Tensor, nn
-
 from arr_coc.percept import Percept
 
 IGNORE = -100  # as everywhere in transformers: nothing is taught here

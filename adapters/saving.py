@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arr_coc.adapters.structure import Inspection
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from arr_coc import state
 from arr_coc._version import __version__
+from arr_coc.adapters.structure import Inspection
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
 

@@ -87,7 +87,7 @@ def kind_of(model: Any) -> str:
     if generates is not None and generates():
         return "generative"
     raise TypeError(
-        f"{type(model).__name__} has neither image-text scores nor a language-model head; use the class with it "
+        f"{type(model).__name__} has no image-text scores and no language-model head; use a class with one "
         "(for example LlavaForConditionalGeneration instead of LlavaModel)."
     )
 

@@ -15,6 +15,9 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
+from PIL import Image
+from torch.nn import functional as F
+
 from arr_coc.eval.cards_tower import (
     apply,
     gridded,
@@ -27,8 +30,6 @@ from arr_coc.eval.cards_tower import (
     say,
 )
 from arr_coc.training import items, scenes, teachers
-from PIL import Image
-from torch.nn import functional as F
 
 GROUPS = (
     "smileys & emotion",
@@ -349,8 +350,9 @@ def table(rows: Sequence[dict]) -> str:
 
 def main() -> None:
     """Prints the card's table."""
-    from arr_coc.adapters import embedded
     from transformers import CLIPModel, CLIPProcessor
+
+    from arr_coc.adapters import embedded
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.nn import functional as F
+
 from arr_coc.adapters import embedded
 from arr_coc.eval import cards_dual, cards_tower
 from arr_coc.training import dual_model, items, scenes
-from PIL import Image
-from torch.nn import functional as F
 
 
 @pytest.fixture(scope="module")

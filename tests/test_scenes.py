@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from arr_coc.training import items, scenes
 from arr_coc.training.captions import World
 
