@@ -480,13 +480,14 @@ def _ordinary(percept: Percept) -> Percept:
     def copy(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.clone()
 
-    return Percept(
-        tuple(t.clone() for t in percept.tokens),
-        percept.attention.clone(),
-        percept.context.clone(),
-        copy(percept.own),
-        copy(percept.mask),
-        copy(percept.state),
+    return replace(
+        percept,
+        tokens=tuple(t.clone() for t in percept.tokens),
+        attention=percept.attention.clone(),
+        context=percept.context.clone(),
+        own=copy(percept.own),
+        mask=copy(percept.mask),
+        state=copy(percept.state),
     )
 
 

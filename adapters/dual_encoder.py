@@ -1,6 +1,6 @@
 """Dual encoders: image tokens and texts in one space (CLIPModel, SiglipModel and their like)."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +163,7 @@ class DualEncoderBody:
                 f"the tower gave {capture.tokens[self.sites[0]].shape[1]} tokens; "
                 f"{n} were expected from its config"
             )
+        asked: Literal["text", "image"] = "text" if context is not None else "image"
         if context is None:
             context = torch.nn.functional.normalize(output.image_embeds.float(), dim=-1)
         # the row first: projecting single tokens goes through the pooling head again
@@ -174,6 +175,7 @@ class DualEncoderBody:
             attention=attention.float(),
             context=context,
             own=own,
+            asked=asked,
         )
 
     @staticmethod

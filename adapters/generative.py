@@ -162,4 +162,5 @@ class GenerativeBody:
             context=prompt.context[sample],
             mask=prompt.mask[sample].clone(),
             state=last[sample, place],
+            asked="sequence",
         )

@@ -10,6 +10,7 @@ _CHOICES = {
     "rule": ("attention_gated", "backprop"),
     "readout": ("precision", "delta"),
     "evidence": ("uniform", "relevance"),
+    "error": ("softmax", "squared"),
     "surprise_gate": ("off", "boost", "damp"),
     "optimizer": ("direction", "sgd", "adam"),
 }
@@ -24,7 +25,9 @@ class ArrCocConfig:
             Empty: a middle and a late block, chosen by the structure of the model.
         width: width of a rung; wider site features are reduced by a fixed orthogonal projection, (width, d).
         expansion: fixed random ReLU features of the drives that the readout sees beside them; 0 for none.
-        attention_gain: weight of log a_n in the log-precision.
+        attention_gain: weight of log a_n in the log-precision. None: 1 where the model has no score of its
+            own for a context, 0 where it has one (what the image's summary attends to says little about what
+            was asked).
         own_gain: weight of the model's own patch-text score in the log-precision.
         clamp: |gamma| is kept under this after the mean is subtracted.
         lateral: lambda of the settling, in [0, 2); 0 is the closed form (one softmax).
@@ -35,8 +38,14 @@ class ArrCocConfig:
         centre_contexts: subtract the running mean of the contexts before U sees them.
         context_key: replace c on the update side by its key Q c / (c' Q c), Q the recursive inverse
             correlation.
+        context_reset: start a context that was never met from the model's own relevance, not from what was
+            learned for contexts like it.
         context_ridge: the prior 1/variance of Q.
         feature_key: whiten the features on the update side by their recursive variance.
+        error: with labels, what is fed back: t - softmax(s v) ("softmax", the gradient of the log-likelihood
+            over s) or t - v ("squared"). Values of a young readout are noisy, and t - v then teaches
+            relevance to blur.
+        teaching_scale: s.
         rule: how W, b and U change ("attention_gated", "backprop").
         rule_options: options of that rule, by name.
         optimizer: what is done with an update: its direction scaled to eta min(1, |delta|), plain SGD, or
@@ -45,7 +54,8 @@ class ArrCocConfig:
         readout: "precision" (recursive least squares) or "delta" (trained by the rule, step eta_readout).
         eta_readout: step of the delta readout.
         ridge: prior precision of the readout's weights.
-        evidence: what a sample weighs in the readout's statistics: 1, or the concentration of its relevance.
+        evidence: what a sample weighs in the readout's statistics: 1 ("uniform"), or, where relevance is
+            learned, how concentrated it was, 1 - H(r) / log N: what was read off the whole scene says little.
         error_module: whether predictions and precisions of the rungs are learned (they give the surprise).
         eta_error: their step.
         surprise_gate: whether surprise multiplies the relevance update, and with which sign.
@@ -59,27 +69,30 @@ class ArrCocConfig:
 
     sites: tuple[int, ...] = ()
     width: int = 256
-    expansion: int = 256
-    attention_gain: float = 1.0
+    expansion: int = 64
+    attention_gain: float | None = None
     own_gain: float = 1.0
     clamp: float = 20.0
     lateral: float = 0.0
     settle_tolerance: float = 1e-6
     settle_steps: int = 200
     learn_relevance: bool = True
-    eta: float = 1.0
+    eta: float = 0.3
     centre_contexts: bool = False
     context_key: bool = True
+    context_reset: bool = True
     context_ridge: float = 1.0
     feature_key: bool = False
+    error: str = "softmax"
+    teaching_scale: float = 2.5
     rule: str = "attention_gated"
     rule_options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "direction"
     eta_ladder: float = 0.0
     readout: str = "precision"
     eta_readout: float = 0.05
-    ridge: float = 1.0
-    evidence: str = "uniform"
+    ridge: float = 10.0
+    evidence: str = "relevance"
     error_module: bool = True
     eta_error: float = 0.01
     surprise_gate: str = "off"
@@ -103,13 +116,20 @@ class ArrCocConfig:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}: a whole number of at least {least} is needed"
                 )
-        positive = ("clamp", "settle_tolerance", "ridge", "context_ridge", "value_scale", "trust_sharpness")
+        positive = (
+            *("clamp", "settle_tolerance", "ridge", "context_ridge"),
+            *("value_scale", "teaching_scale", "trust_sharpness"),
+        )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 is needed")
-        for name in ("eta", "eta_ladder", "eta_readout", "eta_error", "attention_gain", "own_gain"):
+        for name in ("eta", "eta_ladder", "eta_readout", "eta_error", "own_gain"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: a finite number of at least 0 is needed")
+        if self.attention_gain is not None and not 0 <= self.attention_gain < float("inf"):
+            raise ValueError(
+                f"attention_gain={self.attention_gain!r}: a finite number of at least 0 is needed"
+            )
         if not 0 <= self.lateral < 2:
             raise ValueError(f"lateral={self.lateral!r}: settling contracts for 0 <= lateral < 2 only")
         if not 0 <= self.explore <= 1:

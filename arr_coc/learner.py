@@ -123,6 +123,8 @@ class Learner(nn.Module):
 
     def _score(self, percept: Percept, features: Tensor, context: Tensor, weight: Tensor) -> Tensor:
         own = None if percept.own is None else percept.own.float()
+        gain = self.config.attention_gain
+        gain = float(own is None) if gain is None else gain
         return log_precision(
             percept.attention.float(),
             context,
@@ -130,7 +132,7 @@ class Learner(nn.Module):
             weight,
             own,
             percept.mask,
-            attention_gain=self.config.attention_gain,
+            attention_gain=gain,
             own_gain=self.config.own_gain,
             clamp=self.config.clamp,
         )
@@ -186,19 +188,22 @@ class Learner(nn.Module):
         # classes that appeared just now have had the value 0
         new = len(self.classes) - answer.values.shape[1]
         values = torch.nn.functional.pad(answer.values, (0, new))
-        error = torch.nn.functional.one_hot(rows, len(self.classes)).to(values) - values
-        weights = self._evidence(answer)
-        self._teach(percept, answer, error, values)
+        target = torch.nn.functional.one_hot(rows, len(self.classes)).to(values)
+        weights = self._evidence(percept, answer)
+        self._teach(percept, answer, target, values)
         if self.config.readout == "precision":
             self.readout.learn(answer.climb.phi, rows, weights)
         self._settle_down(answer, percept.batch)
         return answer
 
-    def _teach(self, percept: Percept, answer: Answer, error: Tensor, values: Tensor) -> None:
+    def _teach(self, percept: Percept, answer: Answer, target: Tensor, values: Tensor) -> None:
         """Let the rule change the ladder, U and (under "delta") the readout."""
         config = self.config
+        soft = config.error == "softmax"
+        error = target - ((config.teaching_scale * values).softmax(1) if soft else values)
         trains_ladder = config.eta_ladder > 0 or config.readout == "delta"
-        if not (config.learn_relevance or trains_ladder):
+        learns_relevance = self._learns_relevance(percept)
+        if not (learns_relevance or trains_ladder):
             return
 
         def forward(copies: dict[str, Tensor]) -> Tensor:
@@ -207,14 +212,15 @@ class Learner(nn.Module):
             r = settle(gamma, features, config.lateral, percept.mask).relevance
             return self._climb(r, features, context, percept, copies).phi @ copies["readout"].T
 
-        teaching = Teaching(error, self.readout.weight.to(error), values, self.relevance_weight, forward)
+        readout = self.readout.weight.to(error)
+        teaching = Teaching(error, target, readout, values, self.relevance_weight, forward)
         updates = self.rule.step(self.ladder, answer.climb, teaching)
-        if config.learn_relevance:
+        if learns_relevance:
             if updates.relevance is not None:
                 step = self.optimizer.step("relevance", updates.relevance, config.eta)
                 self.relevance_weight += step
             elif updates.drive_feedback is not None:
-                self._teach_relevance(answer, updates.drive_feedback, error.norm(dim=1))
+                self._teach_relevance(percept, answer, updates.drive_feedback, error.norm(dim=1))
         if config.eta_ladder > 0:
             for name, direction in updates.ladder.items():
                 self.ladder.get_buffer(name).add_(self.optimizer.step(name, direction, config.eta_ladder))
@@ -222,11 +228,23 @@ class Learner(nn.Module):
             step = self.optimizer.step("readout", updates.readout, config.eta_readout)
             self.readout.weight += step.to(self.readout.weight)
 
-    def _teach_relevance(self, answer: Answer, feedback: Tensor, size: Tensor) -> None:
+    def _teach_relevance(self, percept: Percept, answer: Answer, feedback: Tensor, size: Tensor) -> None:
         """Delta U = key (x) direction, per sample scaled to eta min(1, size); summed over the batch."""
         direction = relevance_direction(answer.relevance, answer.features, feedback)
+        self._meet(percept.asked, answer.context)
         self._move_relevance(answer.context, direction, size.to(direction), self._gate(answer))
         self.context_key.observe(answer.context)
+
+    def _meet(self, asked: str, context: Tensor) -> None:
+        """A text that was never asked before starts from the model's own relevance: U -= key (x) (c' U)."""
+        if not self.config.context_reset or asked != "text":
+            return
+        for c in context:
+            if self.context_key.meet(c):
+                one = c.unsqueeze(0)
+                key = self.context_key.key(one).to(c)
+                self.relevance_weight -= key.T @ (one @ self.relevance_weight)
+                self.context_key.observe(one)
 
     def _move_relevance(self, context: Tensor, direction: Tensor, size: Tensor, gate: Tensor) -> None:
         config = self.config
@@ -247,10 +265,12 @@ class Learner(nn.Module):
             answer.surprise, mean, max(square - mean * mean, 0.0) ** 0.5, self.config.surprise_gate
         )
 
-    def _evidence(self, answer: Answer) -> Tensor | None:
-        """What each sample weighs in the readout: 1, or sum_n r_n^2 against what an even spread would
-        have."""
-        if self.config.evidence == "uniform":
+    def _learns_relevance(self, percept: Percept) -> bool:
+        return self.config.learn_relevance and percept.asked != "image"
+
+    def _evidence(self, percept: Percept, answer: Answer) -> Tensor | None:
+        """What each sample weighs in the readout: 1, or how concentrated its relevance was."""
+        if self.config.evidence == "uniform" or not self._learns_relevance(percept):
             return None
         n = answer.relevance.shape[1]
         # 1 - H(r) / log N: 0 for an even spread, 1 for a single token
@@ -296,6 +316,7 @@ class Learner(nn.Module):
                 direction[i].clone(),
                 int(chosen[i]),
                 float(predicted[i]),
+                percept.asked,
             )
             for i in range(percept.batch)
         ]
@@ -307,8 +328,9 @@ class Learner(nn.Module):
         predicted = torch.tensor([e.predicted for e in eligibility], dtype=torch.float64)
         delta = reward_prediction_error(reward.to(predicted), predicted)
         for trace, r, d in zip(eligibility, reward.tolist(), delta.tolist(), strict=True):
-            if self.config.learn_relevance:
+            if self.config.learn_relevance and trace.asked != "image":
                 context = trace.context.unsqueeze(0)
+                self._meet(trace.asked, context)
                 sign = 1.0 if d >= 0 else -1.0
                 size = context.new_tensor([abs(d)])
                 self._move_relevance(

@@ -16,6 +16,7 @@ class Eligibility:
         direction: sum_n r_n [(f_n - x)' u] f_n / sqrt d for the chosen answer, (F,).
         row: of the chosen answer in the readout.
         predicted: q_s, its value.
+        asked: where the context came from (see `Percept`).
     """
 
     phi: Tensor
@@ -23,6 +24,7 @@ class Eligibility:
     direction: Tensor
     row: int
     predicted: float
+    asked: str
 
 
 class Pending:

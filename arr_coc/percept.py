@@ -1,6 +1,7 @@
 """A percept: what one frozen forward pass leaves behind."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ class Percept:
         mask: which tokens exist, (B, N) bool, or None for all.
         state: further activations that the readout sees (a generative model's hidden state at the answer),
             (B, S).
+        asked: where the context comes from. "text": a text that is the same whenever it is asked; "sequence":
+            the sample's own words, never quite the same twice; "image": nothing was asked, and the image's
+            own embedding serves. Relevance is learned for what was asked.
     """
 
     tokens: tuple[Tensor, ...]
@@ -28,6 +32,7 @@ class Percept:
     own: Tensor | None = None
     mask: Tensor | None = None
     state: Tensor | None = None
+    asked: Literal["text", "sequence", "image"] = "text"
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -69,11 +74,12 @@ class Percept:
         def pick(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[index]
 
-        return Percept(
-            tuple(t[index] for t in self.tokens),
-            self.attention[index],
-            self.context[index],
-            pick(self.own),
-            pick(self.mask),
-            pick(self.state),
+        return replace(
+            self,
+            tokens=tuple(t[index] for t in self.tokens),
+            attention=self.attention[index],
+            context=self.context[index],
+            own=pick(self.own),
+            mask=pick(self.mask),
+            state=pick(self.state),
         )

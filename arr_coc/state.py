@@ -15,6 +15,7 @@ _PARTIAL = {
     "readout.partial_precision",
     "readout.partial_rows",
 }  # one entry per rewarded row
+_CONTEXTS = {"context_key.met"}  # one row per text
 _PENDING = ("phi", "context", "direction")
 
 
@@ -46,7 +47,7 @@ def tensors(learner: Learner) -> dict[str, Tensor]:
 def meta(learner: Learner) -> dict[str, Any]:
     """What is no tensor: names of classes, counts, which eligibility belongs to which action."""
     waiting = [
-        {"action": number, "groups": [[[e.row, e.predicted] for e in group] for group in groups]}
+        {"action": number, "groups": [[[e.row, e.predicted, e.asked] for e in group] for group in groups]}
         for number, groups in learner.pending.groups.items()
     ]
     return {
@@ -87,6 +88,8 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         given, shape = saved[name], list(tensor.shape)
         if name in _GROWS:
             shape[0] = len(classes)
+        if name in _CONTEXTS:
+            shape[0] = len(given)
         if name in _PARTIAL:
             shape[0] = len(saved["readout.partial_rows"])
         if list(given.shape) != shape or given.dtype != tensor.dtype:
@@ -114,6 +117,6 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
     }
 
 
-def _eligibility(saved: dict[str, Tensor], place: int, row: int, predicted: float) -> Eligibility:
+def _eligibility(saved: dict[str, Tensor], place: int, row: int, predicted: float, asked: str) -> Eligibility:
     phi, context, direction = (saved[f"pending.{name}"][place].clone() for name in _PENDING)
-    return Eligibility(phi, context, direction, int(row), float(predicted))
+    return Eligibility(phi, context, direction, int(row), float(predicted), str(asked))

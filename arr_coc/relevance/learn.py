@@ -40,7 +40,8 @@ class ContextKey(nn.Module):
         ridge: rho.
     """
 
-    state_names = ("inverse_correlation", "mean", "count")
+    state_names = ("inverse_correlation", "mean", "count", "met")
+    _LIMIT = 1024  # texts that are told apart; a life with more of them learns those as variations
 
     def __init__(self, width: int, ridge: float = 1.0) -> None:
         super().__init__()
@@ -49,6 +50,8 @@ class ContextKey(nn.Module):
         self.count: Tensor
         self.register_buffer("inverse_correlation", torch.eye(width, dtype=torch.float64) / ridge)
         self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.met: Tensor  # (K, C), the texts met, unit length
+        self.register_buffer("met", torch.zeros(0, width, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def observe(self, context: Tensor) -> None:
@@ -61,6 +64,14 @@ class ContextKey(nn.Module):
         inner = torch.eye(len(c), dtype=c.dtype, device=c.device) + c @ q_c
         self.inverse_correlation -= q_c @ torch.linalg.solve(inner, q_c.T)
         self.inverse_correlation.copy_((self.inverse_correlation + self.inverse_correlation.T) / 2)
+
+    def meet(self, context: Tensor) -> bool:
+        """Whether this text, (C,) of unit length, is met for the first time (then it is remembered)."""
+        c = context.to(self.met)
+        if len(self.met) >= self._LIMIT or bool((self.met @ c > 1 - 1e-5).any()):
+            return False
+        self.met = torch.cat([self.met, c.unsqueeze(0)])
+        return True
 
     def key(self, context: Tensor) -> Tensor:
         """Q c / (c' Q c), (B, C), in float64; a context of length 0 has the key 0."""

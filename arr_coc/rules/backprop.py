@@ -39,7 +39,7 @@ class Backprop:
         with torch.inference_mode(False), torch.enable_grad():
             copies = {n: t.detach().clone().float().requires_grad_() for n, t in names.items()}
             values = teaching.forward(copies)
-            target = (teaching.error + teaching.values).to(values).clone()
+            target = teaching.target.to(values).clone()
             if self.loss == "squared":
                 objective = -0.5 * (target - values).square().sum(1).mean()
             else:

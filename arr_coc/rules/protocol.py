@@ -14,7 +14,9 @@ class Teaching:
     """The teaching signal at the answer.
 
     Args:
-        error: t - v with labels; with reward only the chosen entry differs from 0 and is r - q_s, (B, C).
+        error: what is fed back from the answers: with labels t - softmax(s v) or t - v; with reward only the
+            chosen entry differs from 0 and is r - q_s, (B, C).
+        target: t, one-hot, (B, C).
         readout: R, the weights that the answer's feedback comes down by, (C, D).
         values: v before the update, (B, C).
         relevance: U, (C, F).
@@ -23,6 +25,7 @@ class Teaching:
     """
 
     error: Tensor
+    target: Tensor
     readout: Tensor
     values: Tensor
     relevance: Tensor
