@@ -46,7 +46,8 @@ class DualEncoderBody:
         depth = len(self.tower.blocks)
         self.sites = choose_sites(sites, depth, tuple(sorted({depth // 2, max(depth - 2, 0)})))
         vision = model.config.vision_config
-        self.tokens = (int(vision.image_size) // int(vision.patch_size)) ** 2
+        self.side = int(vision.image_size) // int(vision.patch_size)
+        self.tokens = self.side**2
         self.pool = getattr(
             self.tower.module, "head", None
         )  # an attention pooling head (SigLIP), or none (CLIP)
@@ -175,6 +176,7 @@ class DualEncoderBody:
             attention=attention.float(),
             context=context,
             own=own,
+            grid=(self.side, self.side),
             asked=asked,
         )
 

@@ -31,6 +31,8 @@ class ArrCocConfig:
         own_gain: weight of the model's own patch-text score in the log-precision.
         clamp: |gamma| is kept under this after the mean is subtracted.
         lateral: lambda of the settling, in [0, 2); 0 is the closed form (one softmax).
+        spread: relevance is shared with the tokens up to this far away on the grid, where there is one; 0 for
+            none.
         settle_tolerance: settling stops when no r_n moves by more.
         settle_steps: and after this many steps at the latest.
         learn_relevance: whether U is learned.
@@ -74,6 +76,7 @@ class ArrCocConfig:
     own_gain: float = 1.0
     clamp: float = 20.0
     lateral: float = 0.0
+    spread: int = 2
     settle_tolerance: float = 1e-6
     settle_steps: int = 200
     learn_relevance: bool = True
@@ -110,7 +113,7 @@ class ArrCocConfig:
                 near = difflib.get_close_matches(str(given), possible, n=1, cutoff=0.3)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{name}={given!r}: possible are {', '.join(map(repr, possible))}{hint}")
-        at_least = {"width": 1, "expansion": 0, "settle_steps": 1, "pending": 1}
+        at_least = {"spread": 0, "width": 1, "expansion": 0, "settle_steps": 1, "pending": 1}
         for name, least in at_least.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(

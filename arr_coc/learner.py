@@ -13,7 +13,7 @@ from arr_coc.optimizer import Optimizer
 from arr_coc.pending import Eligibility, Pending
 from arr_coc.percept import Percept
 from arr_coc.readout import PrecisionReadout
-from arr_coc.relevance import ContextKey, Settled, log_precision, relevance_direction, settle
+from arr_coc.relevance import ContextKey, Settled, log_precision, relevance_direction, settle, spread
 from arr_coc.rules import Teaching, make_rule
 from arr_coc.rules.attention_gated import descend
 
@@ -23,7 +23,7 @@ class Answer:
     """What the learner makes of a percept.
 
     Args:
-        relevance: r, (B, N), sums to 1 over the tokens.
+        relevance: r as it pools, settled and spread, (B, N), sums to 1 over the tokens.
         surprise: F, (B,).
         values: R phi, (B, K) in float64, one column per class in `Learner.classes`.
         trust: how far the values are trusted against the model's own scores, (B,) in [0, 1].
@@ -101,10 +101,11 @@ class Learner(nn.Module):
             tolerance=config.settle_tolerance,
             steps=config.settle_steps,
         )
-        climb = self._climb(settled.relevance, features, context, percept)
+        relevance = self._spread(settled.relevance, percept)
+        climb = self._climb(relevance, features, context, percept)
         errors = self.errors.errors(climb.states, context)
         return Answer(
-            relevance=settled.relevance,
+            relevance=relevance,
             surprise=self.errors.surprise(errors),
             values=self.readout.values(climb.phi).to(climb.phi.device),
             trust=self.readout.trust(climb.phi, config.trust_sharpness).to(climb.phi.device),
@@ -136,6 +137,14 @@ class Learner(nn.Module):
             own_gain=self.config.own_gain,
             clamp=self.config.clamp,
         )
+
+    def _spread(self, relevance: Tensor, percept: Percept) -> Tensor:
+        grid = self._spread_grid(percept)
+        return relevance if grid is None else spread(relevance, grid, self.config.spread)
+
+    def _spread_grid(self, percept: Percept) -> tuple[int, int] | None:
+        """The grid to spread on; none where tokens are missing, so that nothing is shared with those."""
+        return percept.grid if self.config.spread and percept.mask is None else None
 
     def _climb(
         self,
@@ -210,7 +219,10 @@ class Learner(nn.Module):
             features, context = answer.features.clone(), answer.context.clone()
             gamma = self._score(percept, features, context, copies["relevance"])
             r = settle(gamma, features, config.lateral, percept.mask).relevance
-            return self._climb(r, features, context, percept, copies).phi @ copies["readout"].T
+            return (
+                self._climb(self._spread(r, percept), features, context, percept, copies).phi
+                @ copies["readout"].T
+            )
 
         readout = self.readout.weight.to(error)
         teaching = Teaching(error, target, readout, values, self.relevance_weight, forward)
@@ -230,7 +242,13 @@ class Learner(nn.Module):
 
     def _teach_relevance(self, percept: Percept, answer: Answer, feedback: Tensor, size: Tensor) -> None:
         """Delta U = key (x) direction, per sample scaled to eta min(1, size); summed over the batch."""
-        direction = relevance_direction(answer.relevance, answer.features, feedback)
+        direction = relevance_direction(
+            answer.settled.relevance,
+            answer.features,
+            feedback,
+            self._spread_grid(percept),
+            self.config.spread,
+        )
         self._meet(percept.asked, answer.context)
         self._move_relevance(answer.context, direction, size.to(direction), self._gate(answer))
         self.context_key.observe(answer.context)
@@ -307,7 +325,13 @@ class Learner(nn.Module):
         chosen = rows.to(choice.device)[choice]
         # attentional feedback from the chosen answer alone, whatever rule trains the ladder
         feedback, _ = descend(self.ladder, answer.climb, self.readout.weight.to(answer.climb.phi)[chosen])
-        direction = relevance_direction(answer.relevance, answer.features, feedback)
+        direction = relevance_direction(
+            answer.settled.relevance,
+            answer.features,
+            feedback,
+            self._spread_grid(percept),
+            self.config.spread,
+        )
         predicted = values.gather(1, chosen.unsqueeze(1)).squeeze(1)
         left = [
             Eligibility(

@@ -21,6 +21,7 @@ class Percept:
         mask: which tokens exist, (B, N) bool, or None for all.
         state: further activations that the readout sees (a generative model's hidden state at the answer),
             (B, S).
+        grid: rows and columns that the N tokens stand in, row by row, or None where they stand in no grid.
         asked: where the context comes from. "text": a text that is the same whenever it is asked; "sequence":
             the sample's own words, never quite the same twice; "image": nothing was asked, and the image's
             own embedding serves. Relevance is learned for what was asked.
@@ -32,6 +33,7 @@ class Percept:
     own: Tensor | None = None
     mask: Tensor | None = None
     state: Tensor | None = None
+    grid: tuple[int, int] | None = None
     asked: Literal["text", "sequence", "image"] = "text"
 
     def __post_init__(self) -> None:
@@ -45,6 +47,10 @@ class Percept:
                 raise ValueError(
                     f"site {site} has tokens of shape {tuple(tokens.shape)}; {(*shape, 'd')} is needed"
                 )
+        if self.grid is not None and self.grid[0] * self.grid[1] != shape[1]:
+            raise ValueError(
+                f"a grid of {self.grid} has {self.grid[0] * self.grid[1]} tokens; there are {shape[1]}"
+            )
         for name in ("own", "mask"):
             given = getattr(self, name)
             if given is not None and given.shape != shape:

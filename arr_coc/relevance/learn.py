@@ -5,24 +5,36 @@ import math
 import torch
 from torch import Tensor, nn
 
+from arr_coc.relevance.spread import gather
 
-def relevance_direction(relevance: Tensor, features: Tensor, feedback: Tensor) -> Tensor:
-    """sum_n r_n [(f_n - x)' u] f_n / sqrt d: what attention (r_n) and activity (f_n) give for feedback u at
-    the drive.
+
+def relevance_direction(
+    relevance: Tensor,
+    features: Tensor,
+    feedback: Tensor,
+    grid: tuple[int, int] | None = None,
+    radius: int = 0,
+) -> Tensor:
+    """sum_n r_n [(f_n - x)' u] f_n / sqrt d: what attention (r_n) and activity (f_n) give for feedback u.
 
     Times the context and the reward prediction error this is the gradient of the chosen value with respect to
     U, at lambda = 0 and inside the clamp: d value / d gamma_n = r_n (f_n - x)' u and d gamma_n / d U = c f_n'
-    / sqrt d.
+    / sqrt d. Where relevance is spread before it pools (`spread`), f_n' u is the mean over the neighbours of
+    n.
 
     Args:
-        relevance: r, (B, N).
+        relevance: r as settled, before it is spread, (B, N).
         features: f, (B, N, F).
         feedback: u, the feedback that reaches x = sum_n r_n f_n, (B, F).
+        grid: rows and columns of the tokens, for the spread.
+        radius: of the spread.
 
     Returns:
         (B, F).
     """
     score = torch.bmm(features, feedback.unsqueeze(-1)).squeeze(-1)  # f_n' u, (B, N)
+    if grid is not None and radius:
+        score = gather(score, grid, radius)
     score = score - (relevance * score).sum(1, keepdim=True)  # (f_n - x)' u
     return torch.bmm((relevance * score).unsqueeze(1), features).squeeze(1) / math.sqrt(features.shape[-1])
 
