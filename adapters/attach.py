@@ -5,7 +5,7 @@ import inspect as pyinspect
 import logging
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import label_rows, rewards
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import IGNORE, GenerativeBody
+from arr_coc.adapters.perceived import Handle, Perceived, Prediction, ordinary
+from arr_coc.adapters.predict import predict
 from arr_coc.adapters.structure import Inspection, kind_of
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Answer, Learner
@@ -28,43 +30,6 @@ _attached: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 _CHUNK = (
     64  # positions answered at a time, so that a long teacher-forced sequence needs no memory in proportion
 )
-
-
-@dataclass(frozen=True)
-class Perceived:
-    """One frozen forward pass: the percept, the model's own output, and names for the candidates.
-
-    Args:
-        percept: of the batch; for a generative model one entry per taught position.
-        output: the model's own output, untouched.
-        keys: names of the candidates (dual) or of the taught tokens, one per entry (generative).
-    """
-
-    percept: Percept
-    output: Any
-    keys: list[str]
-
-
-@dataclass(frozen=True)
-class Handle:
-    """An action that waits for its reward.
-
-    Args:
-        number: of the action, for `ArrCocModel.reward`.
-        choice: the chosen candidate rows, (B,), or the generated ids, (B, T).
-    """
-
-    number: int
-    choice: Tensor
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One image's answer: the label, a probability per text, and relevance over the visual tokens (N,)."""
-
-    label: str
-    probabilities: dict[str, float]
-    relevance: Tensor
 
 
 class ArrCocModel(nn.Module):
@@ -120,47 +85,9 @@ class ArrCocModel(nn.Module):
 
     def _augment(self, inputs: dict[str, Any], output: Any) -> Any:
         if isinstance(self.body, DualEncoderBody):
-            if isinstance(output, tuple):
-                raise ValueError(
-                    "return_dict=False gives no place for relevance; use the default, return_dict=True"
-                )
-            percept = self.body.percept(self._capture, output, self._context_embedding(inputs))
-            answer = self.learner.answer(percept)
-            keys = self.body.keys(inputs["input_ids"], inputs.get("attention_mask"))
-            self.body.answer_with(output, self.learner.fuse(self.body.own_logits(output), keys, answer))
-            output.relevance, output.surprise = answer.relevance, answer.surprise
-            return output
-        return self._augment_sequence(self.body, inputs, output)
-
-    def _augment_sequence(self, body: GenerativeBody, inputs: dict[str, Any], output: Any) -> Any:
-        prompt = body.read_prompt(self._capture, inputs)
-        place = body.rows(inputs)
-        if prompt is None or place is None or not len(place):
-            return output  # no image was seen: nothing to add
-        logits = output.logits.clone()
-        length = self._capture.tokens[body.sites[0]].shape[1]
-        rows = torch.full((logits.shape[-1],), -1, dtype=torch.long, device=logits.device)
-        for row, key in enumerate(self.learner.classes):
-            rows[int(key)] = row
-        batch = logits.shape[0]
-        answer: Answer | None = None
-        for column in place.split(max(_CHUNK // batch, 1)):
-            index = torch.arange(len(place))[torch.isin(place, column)]
-            sample = torch.arange(batch).repeat_interleave(len(column))
-            percept = body.percept(self._capture, prompt, sample, column.repeat(batch), index.repeat(batch))
-            answer = self.learner.answer(percept)
-            kept = column.repeat(batch) - (length - logits.shape[1])
-            logits[sample, kept] = self.learner.fuse(logits[sample, kept], rows, answer)
-        assert answer is not None
-        output.logits = logits
-        last = torch.arange(batch) * len(column) + len(column) - 1
-        output.relevance, output.surprise = answer.relevance[last], answer.surprise[last]
-        if inputs.get("labels") is not None and getattr(output, "loss", None) is not None:
-            vocabulary = self.model.config.text_config.vocab_size
-            output.loss = self.model.loss_function(
-                logits=logits, labels=inputs["labels"], vocab_size=vocabulary
-            )
-        return output
+            context = self._context_embedding(inputs)
+            return self.body.augment(self._capture, self.learner, inputs, output, context)
+        return self.body.augment(self._capture, self.learner, inputs, output)
 
     def _context_embedding(self, inputs: dict[str, Any]) -> Tensor | None:
         if self._context is None:
@@ -258,7 +185,7 @@ class ArrCocModel(nn.Module):
                     output = self.model(**inputs)
                     percept, keys = self._read(self.body, inputs, output, embedded, labels)
                 # inference tensors cannot enter a graph, and the backprop rule makes one of the ladder
-                percept = _ordinary(percept)
+                percept = ordinary(percept)
             finally:
                 self._capture.clear()
         if not bool(percept.finite().all()):
@@ -369,8 +296,6 @@ class ArrCocModel(nn.Module):
         self.learner.pending.drop(handle.number)
         return delta
 
-    # -- plain Python ----------------------------------------------------------------------------------------
-
     def predict(
         self,
         images: Any,
@@ -378,46 +303,9 @@ class ArrCocModel(nn.Module):
         context: str | list[str] | None = None,
         templates: tuple[str, ...] = ("{}",),
     ) -> list[Prediction]:
-        """Which of the texts fits each image best, given what the context asks for.
-
-        Args:
-            images: a PIL image or a list of them.
-            texts: the candidates; several templates per text are averaged, and a text is known to the learner
-                by the first of them.
-            context: one text for all images or one per image.
-        """
-        if not isinstance(self.body, DualEncoderBody):
-            raise TypeError("predict scores texts and needs a dual encoder; use generate")
-        if self.processor is None:
-            raise ValueError("predict needs a processor: attach(model, config, processor=...)")
-        images = list(images) if isinstance(images, (list, tuple)) else [images]
-        if not images or not texts:
-            raise ValueError(
-                f"{len(images)} images and {len(texts)} texts were given; at least one of each is needed"
-            )
-        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"].to(self.model.device)
-        extra: dict[str, Tensor] = {}
-        if context is not None:
-            asked = self._tokens([context] if isinstance(context, str) else list(context))
-            extra = {f"context_{k}": v for k, v in asked.items()}
-            extra["context_ids"] = extra.pop("context_input_ids")
-        prompts = [self._tokens([t.format(text) for text in texts]) for t in templates]
-        seen = self.perceive(pixel_values=pixels, **prompts[0], **extra)
-        own = [self.body.own_logits(seen.output).clone()]
-        with torch.inference_mode(), self.disable():
-            own += [self.body.own_logits(self.model(pixel_values=pixels, **p)) for p in prompts[1:]]
-        with torch.no_grad():
-            answer = self.learner.answer(seen.percept)
-            scores = self.learner.fuse(torch.stack(own).mean(0), seen.keys, answer).float().softmax(1)
-        return [
-            Prediction(texts[int(s.argmax())], dict(zip(texts, s.tolist(), strict=True)), r)
-            for s, r in zip(scores, answer.relevance, strict=True)
-        ]
-
-    def _tokens(self, texts: list[str]) -> dict[str, Tensor]:
-        batch = self.processor(text=texts, return_tensors="pt", padding=True, truncation=True)
-        wanted = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}
-        return {k: v.to(self.model.device) for k, v in wanted.items()}
+        """Which of the texts fits each image best, given what the context asks for; see `predict.predict`."""
+        self._on()
+        return predict(self, images, texts, context, templates)
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -474,21 +362,6 @@ class ArrCocModel(nn.Module):
             attached.detach()
             raise
         return attached
-
-
-def _ordinary(percept: Percept) -> Percept:
-    def copy(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.clone()
-
-    return replace(
-        percept,
-        tokens=tuple(t.clone() for t in percept.tokens),
-        attention=percept.attention.clone(),
-        context=percept.context.clone(),
-        own=copy(percept.own),
-        mask=copy(percept.mask),
-        state=copy(percept.state),
-    )
 
 
 def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None) -> ArrCocModel:

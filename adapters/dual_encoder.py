@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import finite_pixels, token_ids
 from arr_coc.adapters.structure import Inspection, Tower, attention_of, choose_sites, find_tower
+from arr_coc.learner import Learner
 from arr_coc.percept import Percept
 
 
@@ -180,11 +181,20 @@ class DualEncoderBody:
             asked=asked,
         )
 
+    def augment(
+        self, capture: Capture, learner: Learner, inputs: dict[str, Any], output: Any, context: Tensor | None
+    ) -> Any:
+        """The model's output with what was learned in its scores, and `.relevance` (B, N) and `.surprise`
+        (B,)."""
+        if isinstance(output, tuple):
+            raise ValueError("return_dict=False leaves no place for relevance; use return_dict=True")
+        answer = learner.answer(self.percept(capture, output, context))
+        keys = self.keys(inputs["input_ids"], inputs.get("attention_mask"))
+        logits = learner.fuse(self.own_logits(output), keys, answer)
+        output.logits_per_image, output.logits_per_text = logits, logits.T
+        output.relevance, output.surprise = answer.relevance, answer.surprise
+        return output
+
     @staticmethod
     def own_logits(output: Any) -> Tensor:
         return output.logits_per_image
-
-    @staticmethod
-    def answer_with(output: Any, logits: Tensor) -> None:
-        output.logits_per_image = logits
-        output.logits_per_text = logits.T

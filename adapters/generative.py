@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import finite_pixels, token_ids
 from arr_coc.adapters.structure import Inspection, Tower, attention_of, choose_sites, find_tower
+from arr_coc.learner import Learner
 from arr_coc.percept import Percept
 
+_CHUNK = 64  # positions answered at a time: memory does not grow with the sequence
 IGNORE = -100  # as everywhere in transformers: nothing is taught here
 
 
@@ -47,6 +49,8 @@ class GenerativeBody:
                 f"{type(model).__name__}: its config names no image_token_id, so no visual tokens are found"
             )
         self.image_token = int(image)
+        vision = model.config.vision_config
+        self.side = int(getattr(vision, "image_size", 0)) // int(getattr(vision, "patch_size", 1))
         self.site_widths = [self.tower.width] * len(self.sites)
         self.context_width = self.state_width = self.tower.width
         self.prompt: Prompt | None = None
@@ -156,11 +160,47 @@ class GenerativeBody:
         all (P,)."""
         last = capture.tokens[len(self.tower.blocks) - 1]
         heard = capture.rows()[sample, row]  # (P, K)
+        whole = bool(prompt.mask.all())
+        gridded = whole and prompt.mask.shape[1] == self.side**2  # one image a sample, at its usual size
         return Percept(
             tokens=tuple(t[sample] for t in prompt.tokens),
             attention=heard.gather(1, prompt.place[sample]),
             context=prompt.context[sample],
-            mask=prompt.mask[sample].clone(),
+            mask=None if whole else prompt.mask[sample].clone(),
             state=last[sample, place],
+            grid=(self.side, self.side) if gridded else None,
             asked="sequence",
         )
+
+    def augment(self, capture: Capture, learner: Learner, inputs: dict[str, Any], output: Any) -> Any:
+        """The model's output with what was learned in its logits, at every position after the first image.
+
+        `.relevance` (B, N) and `.surprise` (B,) are those of the last position.
+        """
+        prompt = self.read_prompt(capture, inputs)
+        place = self.rows(inputs)
+        if prompt is None or place is None or not len(place):
+            return output  # no image was seen: nothing to add
+        logits = output.logits.clone()
+        batch, kept, vocabulary = logits.shape
+        dropped = capture.tokens[self.sites[0]].shape[1] - kept  # positions that no logits were kept for
+        rows = torch.full((vocabulary,), -1, dtype=torch.long, device=logits.device)
+        for row, key in enumerate(learner.classes):
+            rows[int(key)] = row
+        step = max(_CHUNK // batch, 1)
+        for start in range(0, len(place), step):
+            columns = place[start : start + step]
+            sample = torch.arange(batch).repeat_interleave(len(columns))
+            index = torch.arange(start, start + len(columns)).repeat(batch)
+            column = columns.repeat(batch)
+            answer = learner.answer(self.percept(capture, prompt, sample, column, index))
+            own = logits[sample, column - dropped]
+            logits[sample, column - dropped] = learner.fuse(own, rows, answer)
+        output.logits = logits
+        last = torch.arange(1, batch + 1) * len(columns) - 1
+        output.relevance, output.surprise = answer.relevance[last], answer.surprise[last]
+        if inputs.get("labels") is not None and output.loss is not None:
+            output.loss = self.model.loss_function(
+                logits=logits, labels=inputs["labels"], vocab_size=vocabulary
+            )
+        return output

@@ -1,0 +1,62 @@
+"""What an attached model gives back besides its model's own output."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from arr_coc.percept import Percept
+
+
+@dataclass(frozen=True)
+class Perceived:
+    """One frozen forward pass: the percept, the model's own output, and names for the candidates.
+
+    Args:
+        percept: of the batch; for a generative model one entry per taught position.
+        output: the model's own output, untouched.
+        keys: names of the candidates (dual) or of the taught tokens, one per entry (generative).
+    """
+
+    percept: Percept
+    output: Any
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class Handle:
+    """An action that waits for its reward.
+
+    Args:
+        number: of the action, for `ArrCocModel.reward`.
+        choice: the chosen candidate rows, (B,), or the generated ids, (B, T).
+    """
+
+    number: int
+    choice: Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer: the label, a probability per text, and relevance over the visual tokens (N,)."""
+
+    label: str
+    probabilities: dict[str, float]
+    relevance: Tensor
+
+
+def ordinary(percept: Percept) -> Percept:
+    """A copy whose tensors may enter a graph, which inference tensors may not."""
+
+    def copy(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.clone()
+
+    return replace(
+        percept,
+        tokens=tuple(t.clone() for t in percept.tokens),
+        attention=percept.attention.clone(),
+        context=percept.context.clone(),
+        own=copy(percept.own),
+        mask=copy(percept.mask),
+        state=copy(percept.state),
+    )

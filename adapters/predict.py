@@ -1,0 +1,67 @@
+"""The plain-Python way in: pictures and texts, labels and maps out."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from arr_coc.adapters.dual_encoder import DualEncoderBody
+from arr_coc.adapters.perceived import Prediction
+
+if TYPE_CHECKING:
+    from arr_coc.adapters.attach import ArrCocModel
+
+
+def predict(
+    attached: "ArrCocModel",
+    images: Any,
+    texts: list[str],
+    context: str | list[str] | None = None,
+    templates: tuple[str, ...] = ("{}",),
+) -> list[Prediction]:
+    """Which of the texts fits each image best, given what the context asks for.
+
+    Args:
+        attached: a dual encoder, attached with a processor.
+        images: a PIL image or a list of them.
+        texts: the candidates; the model's own scores are averaged over the templates, and the learner knows a
+            text by the first of them.
+        context: one text for all images or one per image.
+
+    Raises:
+        TypeError: for a generative model. ValueError: without a processor, images or texts.
+    """
+    body, model, processor = attached.body, attached.model, attached.processor
+    if not isinstance(body, DualEncoderBody):
+        raise TypeError("predict scores texts and needs a dual encoder; use generate")
+    if processor is None:
+        raise ValueError("predict needs a processor: attach(model, config, processor=...)")
+    images = list(images) if isinstance(images, list | tuple) else [images]
+    if not images or not texts or not templates:
+        raise ValueError(
+            f"{len(images)} images, {len(texts)} texts and {len(templates)} templates were given; "
+            "at least one of each is needed"
+        )
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
+    extra: dict[str, Tensor] = {}
+    if context is not None:
+        asked = _tokens(attached, [context] if isinstance(context, str) else list(context))
+        extra = {"context_ids": asked["input_ids"], "context_attention_mask": asked["attention_mask"]}
+    prompts = [_tokens(attached, [t.format(text) for text in texts]) for t in templates]
+    seen = attached.perceive(pixel_values=pixels, **prompts[0], **extra)
+    own = [body.own_logits(seen.output).clone()]
+    with torch.inference_mode(), attached.disable():
+        own += [body.own_logits(model(pixel_values=pixels, **p)) for p in prompts[1:]]
+    with torch.no_grad():
+        answer = attached.learner.answer(seen.percept)
+        fused = attached.learner.fuse(torch.stack(own).mean(0), seen.keys, answer)
+        scores = fused.float().softmax(1)
+    return [
+        Prediction(texts[int(s.argmax())], dict(zip(texts, s.tolist(), strict=True)), r)
+        for s, r in zip(scores, answer.relevance, strict=True)
+    ]
+
+
+def _tokens(attached: "ArrCocModel", texts: list[str]) -> dict[str, Tensor]:
+    batch = attached.processor.tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
+    return {k: batch[k].to(attached.model.device) for k in ("input_ids", "attention_mask")}
