@@ -84,7 +84,7 @@ class ArrCocConfig:
     centre_contexts: bool = False
     context_key: bool = True
     context_reset: bool = True
-    context_ridge: float = 1.0
+    context_ridge: float = 0.1
     feature_key: bool = False
     error: str = "softmax"
     teaching_scale: float = 2.5
