@@ -1,0 +1,166 @@
+"""One method, one pass, examined after every experience: the raw matrices that all else is derived from.
+
+R[t][j] is the accuracy on probe j after experience t (row 0 before any learning); C[t][k] the accuracy on the
+union of probes 1..k with the answers restricted to the classes of 1..k; P and CP the same for pointing.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arr_coc.eval import percepts
+from arr_coc.eval.methods_features import Method
+from arr_coc.eval.percepts import Plan, Progress, Store
+from arr_coc.eval.world import held_out_samples
+
+Record = dict[str, Any]
+EXAM_BATCH = 100
+
+
+def pointing(relevance: Tensor, mask: Tensor) -> Tensor:
+    """|argmax(r) and B| / |argmax(r)|, expected under ties, (B,)."""
+    top = relevance == relevance.max(1, keepdim=True).values
+    return (top & mask).sum(1) / top.sum(1)
+
+
+@dataclass
+class Exam:
+    """One row of every matrix.
+
+    Args:
+        accuracy: R[t], (T,). pointing: the same for relevance, or None.
+        union: C[t], (T,), None for experiences that are not over. union_pointing: the same for pointing.
+    """
+
+    accuracy: list[float]
+    pointing: list[float] | None
+    union: list[float | None]
+    union_pointing: list[float | None] | None
+
+
+def pictures(plan: Plan, split: str, which: Iterable[int], probe: int = 0) -> list[Any]:
+    """The images at these positions of the stream or of a probe."""
+    samples = plan.stream.samples if split == "train" else plan.stream.probes[probe]
+    return [samples[i]["image"] for i in which]
+
+
+def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
+    """Score every probe once, after `over` experiences."""
+    texts = store.classes
+    right: list[Tensor] = []
+    scores: list[Tensor] = []
+    hits: list[Tensor] = []
+    for probe, rows in enumerate(plan.probes):
+        answered, pointed = [], []
+        for start in range(0, len(rows), EXAM_BATCH):
+            some = rows[start : start + EXAM_BATCH]
+            seen = plan.places[probe][start : start + EXAM_BATCH]
+            images = pictures(plan, "test", seen, probe) if method.needs_images else None
+            batch = store.batch(some, images)
+            answer = method.answer(batch, texts)
+            answered.append(answer.scores.float())
+            if answer.relevance is not None and batch.mask is not None:
+                pointed.append(pointing(answer.relevance, batch.mask))
+        scores.append(torch.cat(answered))
+        hits += [torch.cat(pointed)] if pointed else []
+        right.append(_right(scores[-1], store.label[rows]))
+    union: list[float | None] = []
+    for k in range(len(plan.probes)):
+        if k >= over:
+            union.append(None)
+            continue
+        allowed = torch.tensor([t in plan.met[k] for t in texts])
+        narrowed = [s.masked_fill(~allowed, -torch.inf) for s in scores[: k + 1]]
+        labels = [store.label[rows] for rows in plan.probes[: k + 1]]
+        union.append(float(_right(torch.cat(narrowed), torch.cat(labels)).mean()))
+    cumulated = [float(torch.cat(hits[: k + 1]).mean()) if k < over else None for k in range(len(hits))]
+    return Exam(
+        [float(r.mean()) for r in right],
+        [float(h.mean()) for h in hits] or None,
+        union,
+        cumulated or None,
+    )
+
+
+def _right(scores: Tensor, labels: Tensor) -> Tensor:
+    """Whether the best-scored text is the right one; a method that can say nothing is wrong, (B,)."""
+    return ((scores.argmax(1) == labels) & (scores.max(1).values > -torch.inf)).float()
+
+
+def zero_shot(method: Method, held: Store, classes: list[str], images: list[Any] | None) -> float:
+    """Accuracy on held-out pictures, the candidates being the union of learned and held-out texts."""
+    texts = [*held.classes, *(c for c in classes if c not in held.classes)]
+    right = []
+    for start in range(0, len(held), EXAM_BATCH):
+        rows = torch.arange(start, min(start + EXAM_BATCH, len(held)))
+        batch = held.batch(rows, images[start : start + EXAM_BATCH] if images is not None else None)
+        right.append(_right(method.answer(batch, texts).scores.float(), held.label[rows]))
+    return float(torch.cat(right).mean())
+
+
+def one(
+    method: Method,
+    plan: Plan,
+    store: Store,
+    size: int,
+    held: Store | None = None,
+    n_train: int | None = None,
+    progress: Progress | None = None,
+    last_only: bool = False,
+) -> Record:
+    """One pass of a method over one order; returns the raw matrices, seconds and bytes.
+
+    Args:
+        size: samples per step.
+        held: for zero-shot retention; None to leave it out.
+        n_train: learn from this many samples, evenly spread over the stream; None for all of them.
+        last_only: examine at the end alone (for choosing settings).
+    """
+    exams: list[Exam | None] = [None if last_only else examine(method, plan, store, 0)]
+    held_images = None
+    if held is not None and method.needs_images:  # the same pictures in the same order as in the store
+        held_images = [s["image"] for s in held_out_samples(len(held) // 2)]
+    before = None if held is None else zero_shot(method, held, store.classes, held_images)
+    kept = percepts.thin(len(plan.train), n_train)
+    spent, steps, examining = 0.0, 0, 0.0
+    for over, end in enumerate(plan.ends, 1):
+        begin = plan.ends[over - 2] if over > 1 else 0
+        turn = [i for i in kept if begin <= i < end]
+        for start in range(0, len(turn), size):
+            some = turn[start : start + size]
+            images = pictures(plan, "train", some) if method.needs_images else None
+            batch = store.batch(plan.train[some], images)
+            began = time.perf_counter()
+            method.observe(batch)
+            spent += time.perf_counter() - began
+            steps += 1
+            if progress is not None and steps % 50 == 0:
+                progress("learning", steps * size, len(kept))
+        if over == len(plan.ends):
+            began = time.perf_counter()
+            method.finish()
+            spent += time.perf_counter() - began
+        began = time.perf_counter()
+        skip = (method.final_only or last_only) and over < len(plan.ends)
+        exams.append(None if skip else examine(method, plan, store, over))
+        examining += time.perf_counter() - began
+    after = None if held is None else zero_shot(method, held, store.classes, held_images)
+    points = any(e is not None and e.pointing is not None for e in exams)
+    return {
+        "R": [None if e is None else e.accuracy for e in exams],
+        "C": [None if e is None else e.union for e in exams],
+        "P": [None if e is None else e.pointing for e in exams] if points else None,
+        "CP": [None if e is None else e.union_pointing for e in exams] if points else None,
+        "zero_shot_before": before,
+        "zero_shot_after": after,
+        "n_learned": len(kept),
+        "n_probe": [len(rows) for rows in plan.probes],
+        "steps": steps,
+        "step_seconds": spent / max(steps, 1),
+        "exam_seconds": examining,
+        "state_bytes": method.state_bytes(),
+    }

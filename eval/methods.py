@@ -1,0 +1,212 @@
+"""The rows of the table: every method by name, how it is made, and what it may look at."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from arr_coc.config import ArrCocConfig
+from arr_coc.eval import methods_features as features
+from arr_coc.eval.methods_features import Method
+from arr_coc.eval.methods_lora import Lora
+from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin
+from arr_coc.eval.percepts import Store
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method is made from.
+
+    Args:
+        store: percepts of the model, or of the random tower for a spec that asks for it.
+        config: of the plugin.
+        grid: cells along a side of a scene, for the per-cell control.
+        seed: of whatever a method draws.
+        model: the bare model, for what learns inside it.
+        settings: tuned on another seed.
+    """
+
+    store: Store
+    config: ArrCocConfig
+    grid: int = 2
+    seed: int = 0
+    model: Any = None
+    settings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One row.
+
+    Args:
+        make: a fresh method.
+        about: what it is, for a table's legend.
+        role: "method", "control" or "bound".
+        tower: whose percepts it reads: "model" or "random".
+        grid: settings to choose from on another seed; empty where there is nothing to tune.
+        needs: "contexts" or "mask" where a stream without them has no such row.
+    """
+
+    make: Callable[[Setup], Method]
+    about: str
+    role: str = "method"
+    tower: str = "model"
+    grid: tuple[dict[str, float], ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+
+
+def _plugin(setup: Setup) -> Method:
+    return Plugin(setup.store, replace(setup.config, seed=setup.seed))
+
+
+def _changed(**changes: Any) -> Callable[[Setup], Method]:
+    return lambda s: Plugin(s.store, replace(s.config, seed=s.seed, **changes))
+
+
+def _loss(config: ArrCocConfig) -> dict[str, Any]:
+    """The loss whose gradient the plugin's error is."""
+    soft = config.error == "softmax"
+    return {"loss": "cross_entropy", "scale": config.teaching_scale} if soft else {"loss": "squared"}
+
+
+def _backprop_relevance(setup: Setup) -> Method:
+    config = replace(
+        setup.config,
+        rule="backprop",
+        rule_options=_loss(setup.config),
+        optimizer="adam",
+        readout="precision",
+        eta=setup.settings.get("rate", 3e-3),
+        eta_ladder=0.0,
+        seed=setup.seed,
+    )
+    return Plugin(setup.store, config)
+
+
+def _backprop(setup: Setup) -> Method:
+    rate = setup.settings.get("rate", 3e-3)
+    config = replace(
+        setup.config,
+        rule="backprop",
+        rule_options={"loss": "cross_entropy"},
+        optimizer="adam",
+        readout="delta",
+        eta=rate,
+        eta_readout=rate,
+        eta_ladder=0.0,
+        seed=setup.seed,
+    )
+    return Plugin(setup.store, config)
+
+
+def _ranpac(setup: Setup) -> Method:
+    return features.Ridge(
+        features.random_relu(features.with_context(features.mean_pooled, setup.store), 2000, setup.seed)
+    )
+
+
+def _mean_context(setup: Setup) -> Method:
+    basis = features.context_basis(setup.store)
+    return features.Ridge(features.context_product(features.mean_pooled, basis))
+
+
+def _cells(setup: Setup) -> Method:
+    seen = features.with_context(features.per_cell(setup.grid), setup.store)
+    return features.Ridge(features.random_relu(seen, 2000, setup.seed))
+
+
+def _pixels_relu(setup: Setup) -> Method:
+    seen = features.with_context(features.raw_pixels, setup.store)
+    return features.Ridge(features.random_relu(seen, 2000, setup.seed))
+
+
+def _lora(setup: Setup) -> Method:
+    if setup.model is None:
+        raise ValueError("LoRA learns inside the model: a setup without the model cannot make it")
+    rate = setup.settings.get("rate", 1e-3)
+    return Lora(setup.model, setup.store.texts, setup.store.classes, rate, seed=setup.seed)
+
+
+METHODS: dict[str, Spec] = {
+    "zero-shot": Spec(lambda s: features.ZeroShot(), "the frozen model"),
+    "zero-shot-joined": Spec(
+        lambda s: features.ZeroShot(joined=True),
+        "the frozen model, the context said inside every candidate text",
+        needs=("contexts",),
+    ),
+    "plugin": Spec(_plugin, "arr-coc"),
+    "plugin-fixed": Spec(_changed(learn_relevance=False), "arr-coc without learned relevance"),
+    "lora": Spec(
+        _lora,
+        "PEFT LoRA r=8 on q, v + AdamW, one pass; the context said inside the texts",
+        grid=tuple({"rate": r} for r in (1e-4, 3e-4, 1e-3, 3e-3)),
+    ),
+    "backprop": Spec(
+        _backprop,
+        "the same ladder, U and readout by backprop + Adam (cross-entropy)",
+        grid=tuple({"rate": r} for r in RATES),
+    ),
+    "backprop-relevance": Spec(
+        _backprop_relevance,
+        "U by backprop + Adam under the same recursive readout",
+        role="control",
+        grid=tuple({"rate": r} for r in RATES),
+    ),
+    "ncm": Spec(lambda s: features.NearestMean(features.tower_output), "nearest class mean"),
+    "ranpac": Spec(_ranpac, "random projection (2,000 ReLU) + ridge on the same features and the context"),
+    "joint": Spec(
+        lambda s: Joint(s.store, replace(s.config, seed=s.seed), s.seed),
+        "all data at once, same features and capacity",
+        role="bound",
+    ),
+    "oracle": Spec(
+        lambda s: Oracle(s.store, replace(s.config, seed=s.seed)),
+        "relevance uniform on the true cell, same readout",
+        role="bound",
+        needs=("mask",),
+    ),
+    "mean-context": Spec(
+        _mean_context,
+        "mean-pooled features, the context and their product, solved jointly",
+        role="control",
+    ),
+    "cells-context": Spec(
+        _cells,
+        "per-cell features with the context (2,000 ReLU), ridge",
+        role="control",
+        needs=("contexts",),
+    ),
+    "raw-attention": Spec(
+        _changed(learn_relevance=False, own_gain=0.0, attention_gain=1.0),
+        "the model's attention as relevance",
+        role="control",
+    ),
+    "pixels": Spec(
+        lambda s: features.Ridge(features.with_context(features.raw_pixels, s.store)),
+        "raw pixels (24 px) and the context, ridge",
+        role="control",
+    ),
+    "pixels-relu": Spec(_pixels_relu, "2,000 random ReLU features of pixels and context", role="control"),
+    "random-tower": Spec(_plugin, "arr-coc on a random tower of the same shape", "control", "random"),
+}
+
+
+def spec(name: str) -> Spec:
+    """The method of that name.
+
+    Raises:
+        ValueError: for an unknown one; the nearest is named.
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)
+        raise ValueError(f"no method {name!r}; the nearest is {near[0]!r}. There are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def available(store: Store) -> list[str]:
+    """The methods that make sense on these samples."""
+    has = {"contexts": bool(store.contexts), "mask": store.mask is not None}
+    return [n for n, s in METHODS.items() if all(has[x] for x in s.needs)]

@@ -1,0 +1,135 @@
+"""The plugin on stored percepts, its ablations, its upper bounds, and the same ladder by backpropagation."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from arr_coc import state
+from arr_coc.config import ArrCocConfig
+from arr_coc.eval.methods_features import Answered, Method
+from arr_coc.eval.percepts import Batch, Store
+from arr_coc.learner import Learner
+from arr_coc.readout import PrecisionReadout
+
+
+class Plugin(Method):
+    """A `Learner`, stepped on percepts that were stored instead of on the model: the same numbers, sooner.
+
+    Args:
+        store: for the shapes.
+        config: of the learner.
+        fused: answer with the model's own scores mixed in by trust; otherwise values stand alone. A delta
+            readout has no predictive variance to be trusted by: its values always do.
+    """
+
+    def __init__(self, store: Store, config: ArrCocConfig, fused: bool = True) -> None:
+        self.config, self._fused = config, fused and config.readout == "precision"
+        self.learner = Learner(config, store.site_widths, store.context.shape[1])
+
+    def observe(self, batch: Batch) -> None:
+        with torch.no_grad():
+            self.learner.learn(batch.percept, batch.labels)
+
+    def answer(self, batch: Batch, texts: list[str]) -> Answered:
+        with torch.no_grad():
+            answer = self.learner.answer(batch.percept)
+            own = batch.own_logits(texts)
+            if self._fused:
+                return Answered(self.learner.fuse(own, texts, answer), answer.relevance)
+            rows = self.learner.readout.rows(texts)
+            scores = torch.full((len(own), len(texts)), -torch.inf, dtype=torch.float64)
+            if len(self.learner.classes):
+                scores[:, rows >= 0] = answer.values[:, rows[rows >= 0]].double()
+            return Answered(scores, answer.relevance)
+
+    def state_bytes(self) -> int:
+        tensors = state.tensors(self.learner)
+        return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+class Joint(Plugin):
+    """All data at once, the same features and capacity: relevance from one shuffled pass, then the readout
+    solved over every sample with that relevance. The upper bound of the plugin, not a rival.
+
+    Args:
+        seed: of the shuffle.
+    """
+
+    final_only = True
+
+    def __init__(self, store: Store, config: ArrCocConfig, seed: int) -> None:
+        super().__init__(store, config, fused=False)
+        self._store, self._seed = store, seed
+        self._kept: list[Tensor] = []  # rows of the store, a step each
+
+    def observe(self, batch: Batch) -> None:
+        self._kept.append(batch.rows)
+
+    def finish(self) -> None:
+        shuffle = torch.Generator().manual_seed(self._seed)
+        step = len(self._kept[0])
+        rows = torch.cat(self._kept)
+        rows = rows[torch.randperm(len(rows), generator=shuffle)]
+        with torch.no_grad():
+            if self.config.learn_relevance:
+                for some in rows.split(step):
+                    batch = self._store.batch(some)
+                    self.learner.learn(batch.percept, batch.labels)
+            joint = PrecisionReadout(self.learner.readout.width, self.config.ridge)
+            for some in rows.split(256):
+                batch = self._store.batch(some)
+                answer = self.learner.answer(batch.percept)
+                weight = self.learner._evidence(batch.percept, answer)
+                target = joint.rows(batch.labels, grow=True)
+                p = answer.climb.phi.double()
+                weighted = p if weight is None else p * weight.double().unsqueeze(1)
+                joint.gram.addmm_(weighted.T, p)
+                joint.cross.index_add_(0, target, weighted)
+                joint.class_count.index_add_(0, target, torch.ones(len(p), dtype=torch.float64))
+            joint.solve()
+        self.learner.readout = joint
+        self._kept = []
+
+
+class Oracle(Method):
+    """Relevance uniform on the true cell, the same readout, no context in the readout."""
+
+    def __init__(self, store: Store, config: ArrCocConfig) -> None:
+        if store.mask is None:
+            raise ValueError("the oracle needs the truth for relevance, and this stream has none")
+        shape = Learner(config, store.site_widths, store.context.shape[1])
+        self.ladder = shape.ladder
+        self.readout = PrecisionReadout(self.ladder.phi_width, config.ridge)
+
+    def _phi(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert batch.mask is not None
+        r = batch.mask.float() / batch.mask.sum(1, keepdim=True)
+        features = self.ladder.features(batch.percept.tokens)
+        drive = torch.bmm(r.unsqueeze(1), features).squeeze(1)
+        blank = torch.zeros_like(batch.percept.context, dtype=drive.dtype)
+        return self.ladder.climb(drive, blank, None).phi, r
+
+    def observe(self, batch: Batch) -> None:
+        with torch.no_grad():
+            phi, _ = self._phi(batch)
+            self.readout.learn(phi, self.readout.rows(batch.labels, grow=True))
+
+    def answer(self, batch: Batch, texts: list[str]) -> Answered:
+        if batch.mask is None:  # held-out pictures have no truth: the oracle has no answer
+            return Answered(torch.full((len(batch.labels), len(texts)), -torch.inf))
+        with torch.no_grad():
+            phi, r = self._phi(batch)
+            rows = self.readout.rows(texts)
+            scores = torch.full((len(phi), len(texts)), -torch.inf, dtype=torch.float64)
+            if self.readout.classes:
+                scores[:, rows >= 0] = self.readout.values(phi)[:, rows[rows >= 0]]
+        return Answered(scores, r)
+
+    def state_bytes(self) -> int:
+        return sum(b.numel() * b.element_size() for b in self.readout.buffers())
+
+
+def chance(store: Store, rows: Tensor) -> float:
+    """What a map that knows nothing points at by luck: the mean share of tokens inside the truth."""
+    return math.nan if store.mask is None else float(store.mask[rows].float().mean())

@@ -1,0 +1,383 @@
+"""Percepts, once: a frozen model never changes its mind, so every method and ablation reads the same store.
+
+A `Store` holds what the model makes of a stream's samples (13,500 samples x 144 tokens x 2 sites x 192 in
+float16 are 1.5 GB); a `Plan` says in which order of experiences they are met. Orders of a seed share a store.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from arr_coc.adapters.dual_encoder import text_embedding
+from arr_coc.percept import Percept
+from arr_coc.training.streams import Sample, Stream
+
+PIXELS = 24  # side of the raw pictures that the pixel controls see
+
+Progress = Callable[[str, int, int], None]
+
+
+class TextBook:
+    """Unit-length text embeddings by text, (len(texts), P); each text goes through the text tower once."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        self.scale = float(model.logit_scale.detach().exp())
+        self._known: dict[str, Tensor] = {}
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, (len(texts), T)."""
+        asked = self.processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        device = self.model.logit_scale.device
+        return {k: asked[k].to(device) for k in ("input_ids", "attention_mask")}
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        missing = [t for t in dict.fromkeys(texts) if t not in self._known]
+        for start in range(0, len(missing), 256):
+            some = missing[start : start + 256]
+            with torch.no_grad():
+                rows = text_embedding(self.model.get_text_features(**self.tokens(some)))
+            self._known.update(zip(some, rows.float().cpu(), strict=True))
+        return torch.stack([self._known[t] for t in texts])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a store, as a method sees them.
+
+    Args:
+        percept: what the frozen pass left, tokens still in float16.
+        labels: one text per sample.
+        contexts: one text per sample, None where there is none.
+        image: the image embedding, unit length, (B, P).
+        pooled: the tower's pooled output beside the mean of its last tokens, (B, 2H).
+        pixels: RGB at 24 px, 0 to 1, (B, 1728).
+        mask: the truth for relevance, (B, N) bool, or None.
+        texts: embeds texts.
+        rows: of the store.
+        images: PIL images, for the methods that look for themselves.
+    """
+
+    percept: Percept
+    labels: list[str]
+    contexts: list[str | None]
+    image: Tensor
+    pooled: Tensor
+    pixels: Tensor
+    mask: Tensor | None
+    texts: TextBook
+    rows: Tensor
+    images: list[Any] | None = None
+
+    def own_logits(self, texts: Sequence[str]) -> Tensor:
+        """The frozen model's scores of these texts, (B, len(texts))."""
+        return self.texts.scale * self.image @ self.texts(texts).T
+
+
+@dataclass(frozen=True)
+class Store:
+    """What the frozen model makes of n samples; tensors as in `Batch`, (n, ...).
+
+    Args:
+        label: row of each sample's label in `classes`.
+        cue: row of each sample's context in `contexts`, -1 for none.
+        place: row of a sample by its split and index.
+        grid: rows and columns that the tokens stand in.
+        seconds: of one frozen forward pass per sample, as it was run here.
+    """
+
+    tokens: tuple[Tensor, ...]
+    attention: Tensor
+    context: Tensor
+    own: Tensor
+    image: Tensor
+    pooled: Tensor
+    pixels: Tensor
+    label: Tensor
+    cue: Tensor
+    mask: Tensor | None
+    classes: list[str]
+    contexts: list[str]
+    place: dict[tuple[str, int], int]
+    texts: TextBook
+    grid: tuple[int, int] | None = None
+    seconds: float = field(default=0.0, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def batch(self, rows: Tensor, images: list[Any] | None = None) -> Batch:
+        """These rows, in this order."""
+        percept = Percept(
+            tuple(t[rows] for t in self.tokens),
+            self.attention[rows],
+            self.context[rows],
+            self.own[rows],
+            grid=self.grid,
+            asked="text" if bool((self.cue[rows] >= 0).all()) else "image",
+        )
+        return Batch(
+            percept,
+            [self.classes[i] for i in self.label[rows].tolist()],
+            [self.contexts[i] if i >= 0 else None for i in self.cue[rows].tolist()],
+            self.image[rows],
+            self.pooled[rows],
+            self.pixels[rows].float() / 255,
+            None if self.mask is None else self.mask[rows],
+            self.texts,
+            rows,
+            images,
+        )
+
+    @property
+    def site_widths(self) -> list[int]:
+        return [t.shape[-1] for t in self.tokens]
+
+    def context_matrix(self) -> Tensor:
+        """Embedding of each distinct context, (len(contexts), C)."""
+        return self.texts(self.contexts) if self.contexts else torch.zeros(0, self.context.shape[1])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One order of a stream over a store.
+
+    Args:
+        train: rows of the store in the order in which they are met.
+        ends: samples seen when each experience ends; of a mixed stream, T equal parts.
+        probes: rows of each experience's probe.
+        experiences: what each experience teaches.
+        met: the classes that may be answers up to each experience.
+        stream: to render images from.
+        places: of each probe row, its position in the stream's probe.
+    """
+
+    train: Tensor
+    ends: list[int]
+    probes: list[Tensor]
+    experiences: list[list[str]]
+    met: list[list[str]]
+    stream: Stream
+    places: list[list[int]]
+
+
+def outline(samples: Sequence[Sample]) -> tuple[list[int], list[int]]:
+    """Index and experience of every sample, without rendering where the keys say them already."""
+    keys: Sequence[Any] = getattr(samples, "keys", [])
+    if len(keys) and all(hasattr(k, "index") and hasattr(k, "turn") for k in keys):
+        return [k.index for k in keys], [k.turn for k in keys]
+    if len(keys) and all(isinstance(k, tuple) and len(k) == 3 and isinstance(k[0], str) for k in keys):
+        return [k[1] for k in keys], [k[2] for k in keys]
+    seen = [(s["index"], s["experience"]) for s in samples]
+    return [i for i, _ in seen], [e for _, e in seen]
+
+
+def thin(count: int, limit: int | None) -> list[int]:
+    """At most `limit` of `count` places, evenly spread; all of them without a limit."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return np.linspace(0, count - 1, limit).astype(int).tolist()
+
+
+def plan(stream: Stream, store: Store, probe_limit: int | None = None) -> Plan:
+    """The order of this stream over a store that has its samples.
+
+    Args:
+        probe_limit: samples per probe at most, evenly spread; the count is kept in the records.
+    """
+    index, turn = outline(stream.samples)
+    count = len(stream.experiences)
+    if turn == sorted(turn):
+        ends = [sum(t <= e for t in turn) for e in range(count)]
+    else:
+        ends = [len(turn) * (e + 1) // count for e in range(count)]
+    places = [thin(len(p), probe_limit) for p in stream.probes]
+    probes = []
+    for probe, kept in zip(stream.probes, places, strict=True):
+        asked, _ = outline(probe)
+        probes.append(torch.tensor([store.place["test", asked[i]] for i in kept]))
+    taught = {name for e in stream.experiences for name in e}
+    met = [
+        [n for e in stream.experiences[: k + 1] for n in e]
+        if taught <= set(stream.classes)
+        else stream.classes
+        for k in range(count)
+    ]
+    train = torch.tensor([store.place["train", i] for i in index])
+    return Plan(train, ends, probes, stream.experiences, met, stream, places)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The first 16 digits of the SHA-256 over every weight of a model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_path(folder: Path, stream: str, options: dict[str, Any], seed: int, model: nn.Module) -> Path:
+    """Where a store of these samples under this model is kept."""
+    said = json.dumps([stream, sorted(options.items()), seed, fingerprint(model)])
+    return folder / f"percepts-{stream}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
+
+
+def perceive_all(
+    perceive: Callable[..., Any],
+    texts: TextBook,
+    groups: Sequence[tuple[str, Sequence[Sample]]],
+    classes: list[str],
+    batch: int = 32,
+    progress: Progress | None = None,
+) -> Store:
+    """Run the frozen model over samples, once each.
+
+    Args:
+        perceive: `ArrCocModel.perceive`, or anything with its signature.
+        groups: (split, samples) one after another.
+        classes: every label that occurs.
+    """
+    total = sum(len(samples) for _, samples in groups)
+    out: dict[str, Any] = {}
+    contexts: list[str] = []
+    place: dict[tuple[str, int], int] = {}
+    masked, done, spent = True, 0, 0.0
+    candidates = texts.tokens(classes)
+    for split, samples in groups:
+        for start in range(0, len(samples), batch):
+            some = [samples[i] for i in range(start, min(start + batch, len(samples)))]
+            images = [s["image"] for s in some]
+            shown = texts.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            asked = [s["context"] for s in some]
+            extra = {}
+            if all(c is not None for c in asked):
+                said = texts.tokens(asked)
+                extra = {"context_ids": said["input_ids"], "context_attention_mask": said["attention_mask"]}
+                contexts.extend(c for c in dict.fromkeys(asked) if c not in contexts)
+            began = time.perf_counter()
+            seen = perceive(pixel_values=shown.to(candidates["input_ids"].device), **candidates, **extra)
+            spent += time.perf_counter() - began
+            vision = seen.output.vision_model_output
+            masked = masked and all(s["mask"] is not None for s in some)
+            rows = {
+                "attention": seen.percept.attention,
+                "context": seen.percept.context,
+                "own": seen.percept.own,
+                "image": torch.nn.functional.normalize(seen.output.image_embeds.float(), dim=1),
+                "pooled": torch.cat([vision.pooler_output, vision.last_hidden_state.mean(1)], 1),
+                "pixels": torch.from_numpy(np.stack([_pixels(i) for i in images])),
+                "label": torch.tensor([classes.index(s["label"]) for s in some]),
+                "cue": torch.tensor([contexts.index(c) if extra else -1 for c in asked]),
+            }
+            if masked:
+                rows["mask"] = torch.from_numpy(np.stack([s["mask"] for s in some])).flatten(1)
+            for site, tokens in enumerate(seen.percept.tokens):
+                rows[f"tokens_{site}"] = tokens.half()
+            for name, tensor in rows.items():
+                kept = tensor.float() if tensor.dtype in (torch.float64, torch.bfloat16) else tensor
+                if name not in out:  # one buffer each, filled as we go: never two copies of the tokens
+                    out[name] = torch.empty(total, *kept.shape[1:], dtype=kept.dtype)
+                out[name][done : done + len(some)] = kept.cpu()
+            place.update({(split, s["index"]): done + i for i, s in enumerate(some)})
+            done += len(some)
+            if progress is not None:
+                progress("frozen forward", done, total)
+    tokens = tuple(out.pop(name) for name in sorted(n for n in out if n.startswith("tokens_")))
+    mask = out.pop("mask", None)
+    return Store(
+        tokens=tokens,
+        mask=mask if masked else None,
+        classes=classes,
+        contexts=contexts,
+        place=place,
+        texts=texts,
+        grid=seen.percept.grid,
+        seconds=spent / max(total, 1),
+        **out,
+    )
+
+
+def _pixels(image: Any) -> np.ndarray:
+    return np.asarray(image.resize((PIXELS, PIXELS))).reshape(-1)
+
+
+_TENSORS = ("attention", "context", "own", "image", "pooled", "pixels", "label", "cue")
+
+
+def save(store: Store, path: Path) -> None:
+    """Write a store as safetensors; whole or not at all."""
+    from safetensors.torch import save_file
+
+    tensors = {name: getattr(store, name).contiguous() for name in _TENSORS}
+    tensors |= {f"tokens_{i}": t.contiguous() for i, t in enumerate(store.tokens)}
+    if store.mask is not None:
+        tensors["mask"] = store.mask.contiguous()
+    named = {
+        "classes": store.classes,
+        "contexts": store.contexts,
+        "place": [[s, i, row] for (s, i), row in store.place.items()],
+        "grid": store.grid,
+        "seconds": store.seconds,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(".part")
+    save_file(tensors, half, metadata={"store": json.dumps(named)})
+    half.replace(path)
+
+
+def restore(path: Path, texts: TextBook) -> Store:
+    """Read what `save` wrote.
+
+    Raises:
+        ValueError: if the file is no store.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            named = json.loads(file.metadata()["store"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no store of percepts: {error}") from error
+    sites = sorted(n for n in tensors if n.startswith("tokens_"))
+    named["grid"] = tuple(named["grid"]) if named["grid"] else None
+    return Store(
+        tokens=tuple(tensors[n] for n in sites),
+        mask=tensors.get("mask"),
+        place={(s, i): row for s, i, row in named.pop("place")},
+        texts=texts,
+        **{n: tensors[n] for n in _TENSORS},
+        **named,
+    )
+
+
+def of_stream(
+    attached: Any,
+    texts: TextBook,
+    stream: Stream,
+    cache: Path | None = None,
+    batch: int = 32,
+    progress: Progress | None = None,
+) -> Store:
+    """The store of a stream's samples and probes; from the cache where it is there.
+
+    Args:
+        attached: an `ArrCocModel`.
+        cache: a file, see `cache_path`.
+    """
+    if cache is not None and cache.is_file():
+        return restore(cache, texts)
+    groups: list[tuple[str, Sequence[Sample]]] = [("train", stream.samples)]
+    groups += [("test", probe) for probe in stream.probes]
+    store = perceive_all(attached.perceive, texts, groups, list(stream.classes), batch, progress)
+    if cache is not None:
+        save(store, cache)
+    return store

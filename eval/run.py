@@ -1,0 +1,251 @@
+"""The grid: every method on identical streams, seeds and orders.
+
+A run is one method on one (stream, seed, order); what it leaves is raw (see `exam`) and is appended to a
+JSONL file as it ends. A run that stands there is not run again: a grid that was stopped goes on.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from arr_coc.config import ArrCocConfig
+from arr_coc.eval import methods as registry
+from arr_coc.eval import percepts, records
+from arr_coc.eval.exam import Record, one
+from arr_coc.eval.percepts import Progress, Store
+from arr_coc.eval.world import World, world
+from arr_coc.training import streams
+
+TUNING_SEED = 1000  # rates are chosen on this seed's samples, which no run uses
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is run.
+
+    Args:
+        stream: a name of `streams.STREAMS`, for a dual encoder.
+        batch: samples per step.
+        n_train, n_test: options of the stream; None for its own.
+        probe_limit: samples per probe at most; the counts stand in the records.
+        lora_train: how many of the samples LoRA learns from (it is slow); None for all. Said in the record.
+        tune_train: samples of the tuning seed on which rates are chosen.
+        options: further options of the stream.
+        config: of the plugin.
+    """
+
+    stream: str
+    batch: int = 1
+    n_train: int | None = None
+    n_test: int | None = None
+    probe_limit: int | None = None
+    lora_train: int | None = None
+    tune_train: int = 3000
+    options: tuple[tuple[str, Any], ...] = ()
+    config: ArrCocConfig = field(default_factory=ArrCocConfig)
+
+    def load(self, seed: int, order: int, **changes: Any) -> streams.Stream:
+        sizes = {"n_train": self.n_train, "n_test": self.n_test}
+        named = {k: v for k, v in sizes.items() if v is not None} | dict(self.options) | changes
+        return streams.load(self.stream, seed=seed, order=order, batch=self.batch, **named)
+
+    @property
+    def label(self) -> str:
+        """The stream's name in records: with the batch size where it is not 1."""
+        return self.stream if self.batch == 1 else f"{self.stream}@{self.batch}"
+
+    @property
+    def cells(self) -> int:
+        return 3 if "3x3" in self.stream or dict(self.options).get("grid") == 3 else 2
+
+    def key(self, method: str, seed: int, order: int, model: str) -> str:
+        """What tells one run from another."""
+        config = json.loads(self.config.to_json())
+        said = [self.stream, self.batch, self.n_train, self.n_test, self.probe_limit, self.options, config]
+        said += [self.lora_train, self.tune_train] if registry.spec(method).grid else []
+        text = json.dumps([*said, method, seed, order, model], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read(path: Path | None) -> list[Record]:
+    """The runs of a JSONL file, none without one; a line that was cut off is a run that did not end."""
+    if path is None or not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def _append(path: Path | None, record: Record) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":  # a line that was cut off must not swallow the next one
+                file.write(b"\n")
+        file.write((json.dumps(record) + "\n").encode())
+
+
+SCORES = {"R": "accuracy", "C": "cumulative", "P": "pointing", "CP": "cumulative_pointing"}
+
+
+def to_records(runs: Sequence[Record]) -> list[records.Record]:
+    """Runs as raw records, one per step and probe: accuracy, cumulative, pointing, cumulative_pointing, and
+    zero_shot (probe 0) before and after."""
+    out = []
+    for found in runs:
+        who = (found["method"], found["label"], found["seed"], found["order"])
+        sizes = {"R": found["n_probe"], "C": np.cumsum(found["n_probe"]).tolist()}
+        sizes |= {"P": sizes["R"], "CP": sizes["C"]}
+        for name, score in SCORES.items():
+            for step, row in enumerate(found[name] or []):
+                for probe, value in enumerate(row or []):
+                    if value is not None:
+                        n = int(sizes[name][probe])
+                        right = value * n if "P" in name else round(value * n)
+                        out.append(records.Record(*who, step, probe, n, min(right, n), score))
+        for step, what in ((0, "zero_shot_before"), (len(found["R"]) - 1, "zero_shot_after")):
+            if found[what] is not None:
+                n = found["n_held"]
+                out.append(records.Record(*who, step, 0, n, round(found[what] * n), "zero_shot"))
+    return out
+
+
+def tune(
+    name: str, grid: Grid, worlds: Callable[[str], World], progress: Progress | None = None
+) -> tuple[dict[str, float], list[Record]]:
+    """The settings with the best final accuracy on the tuning seed's samples, and what each came to."""
+    spec = registry.spec(name)
+    few = {"n_train": min(grid.tune_train, grid.n_train or grid.tune_train)}
+    few["n_test"] = min(600, grid.n_test or 600)
+    stream = grid.load(TUNING_SEED, 0, **few)
+    here = worlds(spec.tower)
+    store = here.store(stream, None, progress)
+    plan = percepts.plan(stream, store)
+    tried = []
+    for settings in spec.grid:
+        setup = registry.Setup(store, grid.config, grid.cells, TUNING_SEED, here.model, settings)
+        limit = None if grid.lora_train is None or name != "lora" else min(grid.lora_train, few["n_train"])
+        found = one(spec.make(setup), plan, store, grid.batch, None, limit, progress, last_only=True)
+        tried.append({"settings": settings, "final_accuracy": float(np.mean(found["R"][-1]))})
+    return max(tried, key=lambda t: t["final_accuracy"])["settings"], tried
+
+
+def run(
+    grid: Grid,
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] = range(5),
+    orders: Sequence[int] = range(3),
+    model: str | tuple[Any, Any] = "dual",
+    out: Path | None = None,
+    cache: Path | None = None,
+    held: int | None = None,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Every method on every (seed, order) of a stream; returns all records, those read from `out` included.
+
+    Args:
+        methods: names of `methods.METHODS`; None for all that make sense on this stream.
+        model: the built-in model's name, a folder, or (model, processor).
+        out: a JSONL file; runs that stand in it are not repeated.
+        cache: a folder for percepts (about 1.5 GB a seed); None keeps none.
+        held: held-out concepts per artwork for zero-shot retention; 0 leaves it out, None takes all.
+        progress: called with (what, done, of).
+
+    Raises:
+        ValueError: for an unknown stream, method or option, before anything is run.
+    """
+    for name in methods or ():
+        registry.spec(name)
+    made: dict[str, World] = {}
+
+    def worlds(tower: str) -> World:
+        if tower not in made:
+            made[tower] = world(model, random=tower == "random", held=1 if held == 0 else held)
+        return made[tower]
+
+    earlier = {r["key"]: r for r in read(out)}
+    mark = worlds("model").fingerprint
+    tuned: dict[str, tuple[dict[str, float], list[Record]]] = {}
+    done: list[Record] = []
+    for seed in seeds:
+        stores: dict[str, Store] = {}
+        for order in orders:
+            stream = grid.load(seed, order)
+            names = list(methods) if methods else _sensible(stream)
+            for name in names:
+                key = grid.key(name, seed, order, mark)
+                if key in earlier:
+                    done.append(earlier[key])
+                    continue
+                spec = registry.spec(name)
+                here = worlds(spec.tower)
+                if spec.tower not in stores:
+                    kept = cache and percepts.cache_path(
+                        cache, grid.stream, dict(grid.options) | _sizes(grid), seed, here.model
+                    )
+                    stores[spec.tower] = here.store(grid.load(seed, 0), kept, progress)
+                store = stores[spec.tower]
+                if spec.grid and name not in tuned:
+                    tuned[name] = tune(name, grid, worlds, progress)
+                settings, tried = tuned.get(name, ({}, []))
+                plan = percepts.plan(stream, store, grid.probe_limit)
+                setup = registry.Setup(store, grid.config, grid.cells, seed, here.model, settings)
+                limit = grid.lora_train if name == "lora" else None
+                kept_out = None if held == 0 else here.held
+                raw = one(spec.make(setup), plan, store, grid.batch, kept_out, limit, progress)
+                some = [stream.samples[i] for i in range(min(grid.batch, len(stream.samples)))]
+                forward = here.forward_seconds(some, store.classes)
+                inside = raw["step_seconds"] if name == "lora" else raw["step_seconds"] + forward
+                record = {
+                    "key": key,
+                    "stream": grid.stream,
+                    "label": grid.label,
+                    "method": name,
+                    "role": spec.role,
+                    "seed": seed,
+                    "order": order,
+                    "batch": grid.batch,
+                    "n_train": len(stream.samples),
+                    "n_held": 0 if kept_out is None else len(kept_out),
+                    "chance": 1 / len(store.classes),
+                    "pointing_chance": None
+                    if store.mask is None
+                    else float(store.mask[torch.cat(plan.probes)].float().mean()),
+                    "experiences": plan.experiences,
+                    "settings": settings,
+                    "tried": tried,
+                    "forward_seconds": forward,
+                    "step_cost": inside / forward,
+                    "model": mark,
+                    "config": json.loads(grid.config.to_json()),
+                    **raw,
+                }
+                _append(out, record)
+                done.append(record)
+                if progress is not None:
+                    progress(f"{name} seed {seed} order {order}", len(done), 0)
+    return done
+
+
+def _sizes(grid: Grid) -> dict[str, Any]:
+    return {"n_train": grid.n_train, "n_test": grid.n_test}
+
+
+def _sensible(stream: streams.Stream) -> list[str]:
+    """The methods that have a place on this stream."""
+    first = stream.samples[0]
+    has = {"contexts": first["context"] is not None, "mask": first["mask"] is not None}
+    return [n for n, s in registry.METHODS.items() if all(has[x] for x in s.needs)]

@@ -1,0 +1,170 @@
+"""From raw runs to one row per method: means over orders first, then Student-t over seeds."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from arr_coc.eval import metrics
+from arr_coc.eval.intervals import Interval, binomial_error, holm, paired, student_t
+
+Record = dict[str, Any]
+Row = dict[str, Any]
+
+
+def matrix(found: Record, name: str = "R") -> np.ndarray | None:
+    """One of a run's matrices as (T + 1, T), NaN where nothing was scored; None where there is none."""
+    rows = found[name]
+    if rows is None:
+        return None
+    width = len(rows[-1])
+    blank = [math.nan] * width
+    return np.array([[math.nan if v is None else v for v in (r or blank)] for r in rows], dtype=float)
+
+
+def scores(found: Record) -> dict[str, float]:
+    """What one run comes to, by the names of METRICS; a measure that it does not support is left out."""
+    r, c = matrix(found), matrix(found, "C")
+    p, cp = matrix(found, "P"), matrix(found, "CP")
+    asked: dict[str, Callable[[], float]] = {"final_accuracy": lambda: metrics.final_accuracy(r)}
+    if len(found["R"]) > 2:
+        asked |= {
+            "average_incremental_accuracy": lambda: metrics.average_incremental_accuracy(r),
+            "bwt_gem": lambda: metrics.bwt_gem(r),
+            "cumulative_forgetting": lambda: metrics.cumulative_forgetting(c),
+        }
+    if p is not None:
+        asked["final_pointing"] = lambda: metrics.final_accuracy(p)
+        if len(found["R"]) > 2:
+            asked["cumulative_forgetting_of_pointing"] = lambda: metrics.cumulative_forgetting(cp)
+    before = found["zero_shot_before"]
+    if before:
+        asked["zero_shot_retention"] = lambda: metrics.zero_shot_retention(before, found["zero_shot_after"])
+        asked["zero_shot_after"] = lambda: found["zero_shot_after"]
+    out = {}
+    for name, measure in asked.items():
+        try:
+            value = measure()
+        except (
+            ValueError
+        ):  # a bound is examined at the end alone: what reads other rows does not exist for it
+            continue
+        if math.isfinite(value):
+            out[name] = value
+    return out
+
+
+def _square(values: dict[tuple[int, int], float]) -> np.ndarray:
+    """(seeds, orders); every seed must have the same orders."""
+    seeds = sorted({s for s, _ in values})
+    orders = sorted({o for _, o in values})
+    missing = [(s, o) for s in seeds for o in orders if (s, o) not in values]
+    if missing:
+        raise ValueError(f"no run of seed and order {missing[:3]}: every seed needs the same orders")
+    return np.array([[values[s, o] for o in orders] for s in seeds])
+
+
+def interval(values: dict[tuple[int, int], float]) -> Interval:
+    """Mean over orders, Student-t over seeds; with one seed the half-width is NaN: it is not known."""
+    square = _square(values)
+    if len(square) > 1:
+        return student_t(square)
+    return Interval(float(square.mean()), math.nan, math.nan, 1)
+
+
+def summary(runs: Sequence[Record]) -> list[Row]:
+    """One row per (stream, method): every score as an `Interval`, cost, bytes, and paired comparisons.
+
+    `joint_gap` is against "joint" and `vs_plugin` (this method minus the plugin, final accuracy) against
+    "plugin", on the same seeds and orders, with Holm-corrected p over the rows of a stream.
+    """
+    rows: list[Row] = []
+    for label in dict.fromkeys(r["label"] for r in runs):
+        here = [r for r in runs if r["label"] == label]
+        found: dict[str, dict[str, dict[tuple[int, int], float]]] = {}
+        for r in here:
+            for name, value in scores(r).items():
+                found.setdefault(r["method"], {}).setdefault(name, {})[r["seed"], r["order"]] = value
+        mine: list[Row] = []
+        for method, named in found.items():
+            some = [r for r in here if r["method"] == method]
+            first = some[0]
+            accuracy = interval(named["final_accuracy"])
+            row: Row = {
+                "stream": label,
+                "method": method,
+                "role": first["role"],
+                "runs": len(some),
+                "n_learned": first["n_learned"],
+                "n_probe": sum(first["n_probe"]),
+                "chance": first["chance"],
+                "pointing_chance": first["pointing_chance"],
+                **{name: interval(values) for name, values in named.items()},
+                "binomial_error": binomial_error(accuracy.mean, sum(first["n_probe"])),
+                "step_cost": float(np.median([r["step_cost"] for r in some])),
+                "step_seconds": float(np.median([r["step_seconds"] for r in some])),
+                "forward_seconds": float(np.median([r["forward_seconds"] for r in some])),
+                "state_bytes": max(r["state_bytes"] for r in some),
+                "settings": first["settings"],
+            }
+            for other, name, sign in (("joint", "joint_gap", -1.0), ("plugin", "vs_plugin", 1.0)):
+                theirs = found.get(other, {}).get("final_accuracy")
+                if theirs is None or method == other:
+                    continue
+                ours = named["final_accuracy"]
+                both = sorted(ours.keys() & theirs.keys())
+                if len(both) == len(ours):
+                    row[name] = interval({k: sign * (ours[k] - theirs[k]) for k in both})
+                    if len({s for s, _ in both}) > 1:
+                        a, b = _square(ours), _square({k: theirs[k] for k in both})
+                        row[f"{name}_p"] = paired(a, b).p
+            mine.append(row)
+        compared = [row for row in mine if "vs_plugin_p" in row]
+        for row, p in zip(compared, holm([row["vs_plugin_p"] for row in compared]), strict=True):
+            row["vs_plugin_p_holm"] = float(p)
+        rows += mine
+    return rows
+
+
+def cell(value: Any) -> str:
+    """An interval or number as it stands in a table: percentages with their half-width."""
+    if isinstance(value, Interval):
+        return (
+            f"{100 * value.mean:.1f}"
+            if math.isnan(value.half)
+            else f"{100 * value.mean:.1f} ± {100 * value.half:.1f}"
+        )
+    return "" if value is None else str(value)
+
+
+COLUMNS = {
+    "final %": "final_accuracy",
+    "forgetting": "cumulative_forgetting",
+    "bwt": "bwt_gem",
+    "joint gap": "joint_gap",
+    "pointing %": "final_pointing",
+    "its forgetting": "cumulative_forgetting_of_pointing",
+    "zero-shot kept %": "zero_shot_retention",
+}
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The summary as one Markdown table per stream, in points (100 = all right)."""
+    out = []
+    for stream in dict.fromkeys(r["stream"] for r in rows):
+        mine = [r for r in rows if r["stream"] == stream]
+        shown = [c for c, name in COLUMNS.items() if any(name in r for r in mine)]
+        out += [
+            f"**{stream}** (chance {100 * mine[0]['chance']:.0f} %, {mine[0]['n_probe']} test samples)",
+            "",
+        ]
+        out += ["| method | " + " | ".join([*shown, "step cost", "state MB"]) + " |"]
+        out += ["|---" * (len(shown) + 3) + "|"]
+        for r in mine:
+            few = f" (n = {r['n_learned']})" if r["n_learned"] != mine[0]["n_learned"] else ""
+            cells = [cell(r.get(COLUMNS[c])) for c in shown]
+            cells += [f"{r['step_cost']:.2f}x", f"{r['state_bytes'] / 1e6:.2f}"]
+            out.append(f"| {r['method']}{few} | " + " | ".join(cells) + " |")
+        out.append("")
+    return "\n".join(out)
