@@ -2,21 +2,29 @@
 
 R[t][j] is the score on probe j (1..T) after experience t (1..T), and R[0][j] before any learning: an array of
 T + 1 rows and T columns, where probe j is column j - 1. It is indexed by probe and step, never by the
-experience that a training sample came from: that is what breaks such measures on online streams. Cells that a
-measure does not read may be NaN; one that it reads may not.
+experience that a training sample came from: that is what breaks such measures on online streams. What was not
+scored is NaN or None, a cell or a whole row; a measure that reads such a cell raises `Unscored`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+Scores = Array | Sequence[Sequence[float | None] | Array | None]
 
 
-def _matrix(scores: ArrayLike, least: int = 1) -> Array:
+class Unscored(ValueError):
+    """A measure reads a cell that was never scored."""
+
+
+def _matrix(scores: Scores, least: int = 1) -> Array:
     """R as (T + 1, T) float64, with at least `least` experiences."""
-    matrix = np.asarray(scores, dtype=np.float64)
+    if not isinstance(scores, np.ndarray):
+        scores = [[np.nan] * (len(scores) - 1) if row is None else row for row in scores]
+    matrix = np.asarray(scores, dtype=np.float64)  # None becomes NaN
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] + 1:
         raise ValueError(
             f"scores of shape {matrix.shape}: (T + 1, T) is needed, row 0 from before any learning"
@@ -29,7 +37,7 @@ def _matrix(scores: ArrayLike, least: int = 1) -> Array:
 def _mean(cells: ArrayLike) -> float:
     values = np.asarray(cells, dtype=np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("a cell that this measure reads was never scored (it is NaN or infinite)")
+        raise Unscored("a cell that this measure reads was never scored (it is None, NaN or infinite)")
     return float(values.mean())
 
 
@@ -44,23 +52,23 @@ def _step(matrix: Array, step: int | None) -> int:
 # The whole matrix, and its last row
 
 
-def final_accuracy(scores: ArrayLike) -> float:
+def final_accuracy(scores: Scores) -> float:
     """mean_j R[T][j]."""
     return _mean(_matrix(scores)[-1])
 
 
-def average_incremental_accuracy(scores: ArrayLike) -> float:
+def average_incremental_accuracy(scores: Scores) -> float:
     """mean_t of mean_{j<=t} R[t][j]: probes count alike, whatever their size."""
     matrix = _matrix(scores)
     return _mean([_mean(matrix[t, :t]) for t in range(1, len(matrix))])
 
 
-def learning_accuracy(scores: ArrayLike) -> float:
+def learning_accuracy(scores: Scores) -> float:
     """mean_i R[i][i]: each probe right after its experience."""
     return _mean(np.diagonal(_matrix(scores)[1:]))
 
 
-def mtil_average(scores: ArrayLike) -> float:
+def mtil_average(scores: Scores) -> float:
     """Mean of rows 1..T over all probes, unseen ones included (Zheng et al., 2023)."""
     return _mean(_matrix(scores)[1:])
 
@@ -68,13 +76,13 @@ def mtil_average(scores: ArrayLike) -> float:
 # Transfer
 
 
-def bwt_gem(scores: ArrayLike) -> float:
+def bwt_gem(scores: Scores) -> float:
     """1/(T-1) sum_{i<T} (R[T][i] - R[i][i]): negative is forgetting (Lopez-Paz and Ranzato, 2017)."""
     after = _matrix(scores, least=2)[1:]
     return _mean((after[-1] - np.diagonal(after))[:-1])
 
 
-def fwt_gem(scores: ArrayLike) -> float:
+def fwt_gem(scores: Scores) -> float:
     """1/(T-1) sum_{i>=2} (R[i-1][i] - R[0][i]): gained before being taught (Lopez-Paz and Ranzato, 2017).
 
     The baseline R[0] is never left out; it must have been scored.
@@ -83,13 +91,13 @@ def fwt_gem(scores: ArrayLike) -> float:
     return _mean([matrix[i, i] - matrix[0, i] for i in range(1, matrix.shape[1])])
 
 
-def transfer_zscl(scores: ArrayLike) -> float:
+def transfer_zscl(scores: Scores) -> float:
     """mean_{i>=2} of mean_{1<=j<i} R[j][i]: per probe first, then over probes (Zheng et al., 2023)."""
     after = _matrix(scores, least=2)[1:]
     return _mean([_mean(after[:i, i]) for i in range(1, len(after))])
 
 
-def transfer_rowmean(scores: ArrayLike) -> float:
+def transfer_rowmean(scores: Scores) -> float:
     """mean_{j<T} of mean_{i>j} R[j][i]: per step first, which is another number than `transfer_zscl`."""
     after = _matrix(scores, least=2)[1:]
     return _mean([_mean(after[j, j + 1 :]) for j in range(len(after) - 1)])
@@ -98,20 +106,20 @@ def transfer_rowmean(scores: ArrayLike) -> float:
 # Forgetting: five definitions that are told apart by name
 
 
-def forgetting_by_step(scores: ArrayLike) -> Array:
+def forgetting_by_step(scores: Scores) -> Array:
     """F[i][j] = R[j][j] - R[i][j] for j < i, else 0: Avalanche's, per step, (T, T)."""
     after = _matrix(scores)[1:]
     return np.tril(np.diagonal(after)[None, :] - after, -1)  # (T, T)
 
 
-def forgetting_first(scores: ArrayLike, step: int | None = None) -> float:
+def forgetting_first(scores: Scores, step: int | None = None) -> float:
     """mean_{j<k} (R[j][j] - R[k][j]) at step k, the last by default: equals -`bwt_gem` at the end."""
     matrix = _matrix(scores, least=2)
     step = _step(matrix, step)
     return _mean(forgetting_by_step(matrix)[step - 1, : step - 1])
 
 
-def forgetting_max(scores: ArrayLike, step: int | None = None) -> float:
+def forgetting_max(scores: Scores, step: int | None = None) -> float:
     """1/(k-1) sum_{j<k} (max_{1<=l<k} R[l][j] - R[k][j]) (Chaudhry et al., 2018).
 
     May be negative; for a model with knowledge of its own it credits what was known before j was taught.
@@ -121,21 +129,21 @@ def forgetting_max(scores: ArrayLike, step: int | None = None) -> float:
     return _mean(matrix[1:step, : step - 1].max(0) - matrix[step, : step - 1])
 
 
-def forgetting_max_from_taught(scores: ArrayLike, step: int | None = None) -> float:
+def forgetting_max_from_taught(scores: Scores, step: int | None = None) -> float:
     """1/(k-1) sum_{j<k} (max_{j<=l<k} R[l][j] - R[k][j]): nothing counts from before j was taught."""
     matrix = _matrix(scores, least=2)
     step = _step(matrix, step)
     return _mean([matrix[j + 1 : step, j].max() - matrix[step, j] for j in range(step - 1)])
 
 
-def forgetting_max_incl_last(scores: ArrayLike, step: int | None = None) -> float:
+def forgetting_max_incl_last(scores: Scores, step: int | None = None) -> float:
     """`forgetting_max` with row k inside the maximum too (Mammoth, PILOT): never negative."""
     matrix = _matrix(scores, least=2)
     step = _step(matrix, step)
     return _mean(matrix[1 : step + 1, : step - 1].max(0) - matrix[step, : step - 1])
 
 
-def cumulative_forgetting(cumulative: ArrayLike) -> float:
+def cumulative_forgetting(cumulative: Scores) -> float:
     """1/(T-1) sum_{k<T} (max_{k<=t<T} C[t][k] - C[T][k]) (Soutif-Cormerais et al., 2021).
 
     The fair one for a growing set of answers.
@@ -264,15 +272,28 @@ def wc_acc(scores: ArrayLike, ended: Sequence[int]) -> float:
     return _mean(matrix[-1, -1]) / len(ended) + (1 - 1 / len(ended)) * min_acc(scores, ended)
 
 
-def summary(scores: ArrayLike) -> dict[str, float]:
-    """Every measure of this module that reads R alone, by name; `fwt_gem` only where row 0 was scored."""
-    matrix = _matrix(scores)
-    measures = [final_accuracy, average_incremental_accuracy, learning_accuracy]
-    if matrix.shape[1] > 1:
-        measures += [bwt_gem, forgetting_first, forgetting_max_from_taught]
-        if np.isfinite(matrix).all():
-            measures += [fwt_gem]
-        if np.isfinite(matrix[1:]).all():
-            measures += [forgetting_max, forgetting_max_incl_last]
-            measures += [transfer_zscl, transfer_rowmean, mtil_average]
-    return {measure.__name__: measure(matrix) for measure in measures}
+_OF_ONE: list[Callable[[Scores], float]] = [
+    final_accuracy,
+    average_incremental_accuracy,
+    learning_accuracy,
+    mtil_average,
+]
+_OF_TWO: list[Callable[[Scores], float]] = [
+    bwt_gem,
+    fwt_gem,
+    transfer_zscl,
+    transfer_rowmean,
+    forgetting_first,
+    forgetting_max,
+    forgetting_max_from_taught,
+    forgetting_max_incl_last,
+]
+
+
+def summary(scores: Scores) -> dict[str, float]:
+    """Every measure of this module that reads R alone, by name; what needs unscored cells is left out."""
+    matrix, found = _matrix(scores), dict[str, float]()
+    for measure in [*_OF_ONE, *(_OF_TWO if matrix.shape[1] > 1 else [])]:
+        with suppress(Unscored):
+            found[measure.__name__] = measure(matrix)
+    return found

@@ -178,7 +178,14 @@ def test_summary_has_what_was_scored_and_says_the_same() -> None:
         "final_accuracy",
         "average_incremental_accuracy",
         "learning_accuracy",
+        "mtil_average",
     }
+
+
+def test_a_learner_that_was_examined_at_the_end_only_has_a_final_accuracy_only() -> None:
+    assert metrics.summary([[0.1, None], None, [0.6, 0.8]]) == {"final_accuracy": pytest.approx(0.7)}
+    with pytest.raises(metrics.Unscored):
+        metrics.bwt_gem([[0.1, None], None, [0.6, 0.8]])
 
 
 @pytest.mark.parametrize("name", [*COLUMNS, "learning_accuracy", "cumulative_forgetting"])

@@ -55,10 +55,13 @@ def make(
     words = _words(cues, grid)
     if grid not in (2, 3) or by not in ("cues", "classes"):
         raise ValueError(f"grid={grid!r}, by={by!r}: possible are grid 2, 3 and by 'cues', 'classes'")
+    if mixed and cues == "reversed":
+        raise ValueError("mixed=True: words that change their meaning at mid-stream have an order")
     values = len(words)
+    least = values * 2 if cues == "reversed" else values
     for what, given in (("n_train", n_train), ("n_test", n_test)):
-        if given < values:
-            raise ValueError(f"{what}={given!r}: at least one scene for each of the {values} cues is needed")
+        if given < least:
+            raise ValueError(f"{what}={given!r}: at least one scene for each of the {least} cues is needed")
     art = cues == "artwork"
     classes = _concepts() if art else fashion("train")[2]
     texts = [PROMPT.format(c) for c in classes]

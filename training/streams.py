@@ -8,8 +8,9 @@ can be kept).
 
 import difflib
 import importlib
+import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from typing import Any
 Sample = dict[str, Any]
 
 PROMPT = "a photo of a {}"  # how a class is said to a dual encoder
+
+
+class BadRow(ValueError):
+    """A row of somebody's data that no sample can be made of; a stream counts it and goes on."""
+
 
 # name -> module and the options that make this stream of it; modules are imported when asked for
 STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -59,7 +65,7 @@ class Stream:
         classes: every answer that occurs, in the order in which they are met.
         probes: held-out samples, one sequence per experience.
         batch: samples per step; 1 yields samples, more yields lists.
-        skipped: why and how often a row was passed over.
+        skipped: why and how often a row was passed over; complete once the stream has been walked.
     """
 
     name: str
@@ -79,14 +85,24 @@ class Stream:
             yield group if self.batch > 1 else group[0]
 
     def batches(self) -> Iterator[list[Sample]]:
-        """The same as iterating, as lists whatever the batch size."""
+        """The same as iterating, as lists whatever the batch size.
+
+        Raises:
+            RuntimeError: if a sample came twice: one pass is one pass.
+        """
         group: list[Sample] = []
+        seen: set[int] = set()
+        self.skipped.clear()
         for place in range(len(self.samples)):
             try:
-                group.append(self.samples[place])
-            except (OSError, ValueError, SyntaxError) as error:
-                self.skipped[type(error).__name__] += 1
+                sample = self.samples[place]
+            except BadRow as error:
+                self.skipped[str(error)] += 1
                 continue
+            if sample["index"] in seen:
+                raise RuntimeError(f"{self.name} shows sample {sample['index']} twice")
+            seen.add(sample["index"])
+            group.append(sample)
             if len(group) == self.batch:
                 yield group
                 group = []
@@ -122,12 +138,14 @@ def load(
             raise ValueError(f"{what}={given!r}: a whole number of at least {least} is needed")
     module_name, fixed = STREAMS[name]
     module = importlib.import_module(f"arr_coc.training.{module_name}")
-    unknown = set(options) - set(module.OPTIONS)
-    if unknown or set(options) & set(fixed):
-        free = sorted(set(module.OPTIONS) - set(fixed))
-        raise ValueError(
-            f"{name} has no option {', '.join(sorted(options))}; its options are {', '.join(free)}"
-        )
+    free = [option for option in module.OPTIONS if option not in fixed]
+    for option in options:
+        if option not in free:
+            near = difflib.get_close_matches(option, free, n=1, cutoff=0.0)
+            raise ValueError(
+                f"{name} has no option {option!r}; the nearest is {near[0]!r}. "
+                f"Its options are {', '.join(free)}"
+            )
     stream: Stream = module.make(name, seed=seed, order=order, **{**fixed, **options})
     stream.batch = batch
     if split == "test":
@@ -149,64 +167,100 @@ def from_dataset(
 ) -> Stream:
     """A stream of anything that `datasets` loads; unreadable images and bad rows are skipped and counted.
 
+    Rows come in their own order and are read when they are met; there are no probes.
+
     Args:
         source: a `datasets.Dataset`, a folder of images (one folder per class), or a name on the hub.
-        image, label, context, experience: columns; labels are texts or a ClassLabel.
+        image, label, context, experience: columns; labels are texts or a ClassLabel, experiences are
+            whole numbers.
+        split: of a folder or a name.
         prompt: how a class is said.
 
     Raises:
-        FileNotFoundError: for a path that does not exist. KeyError: for a column that does not; the nearest
-            is named.
+        FileNotFoundError: for a path that is no folder. KeyError: for a column that does not exist; the
+            nearest is named. TypeError: for a source without a length. ValueError: for a prompt without {},
+            or a batch below 1.
     """
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"batch={batch!r}: a whole number of at least 1 is needed")
+    if prompt.format("x") == prompt:
+        raise ValueError(f"prompt={prompt!r} has no {{}} for the class")
     import datasets
 
-    if isinstance(source, (str, Path)):
-        folder = Path(source)
-        if folder.is_dir():
-            data = datasets.load_dataset("imagefolder", data_dir=str(folder), split=split)
-        elif folder.suffix or str(source).startswith((".", "/")):
-            raise FileNotFoundError(f"{source} is no folder")
-        else:
-            data = datasets.load_dataset(str(source), split=split)
-    else:
-        data = source
+    data = _opened(source, split)
+    if not isinstance(data, datasets.Dataset):
+        raise TypeError(f"{type(data).__name__} is no datasets.Dataset: give one split, not streamed")
     for column in filter(None, (image, label, context, experience)):
         if column not in data.column_names:
             near = difflib.get_close_matches(column, data.column_names, n=1, cutoff=0.0)
             raise KeyError(f"no column {column!r}; the nearest of {data.column_names} is {near[0]!r}")
     names = getattr(data.features[label], "names", None)
     raw = data.cast_column(image, datasets.Image(decode=False))
-    said = [prompt.format(_text(value, names)) for value in data[label]]
-    classes = list(dict.fromkeys(said))
-    turns = list(data[experience]) if experience else [0] * len(said)
+    said = [_class_text(value, names, prompt) for value in data[label]]
+    turns = [_turn(value) for value in data[experience]] if experience else [0] * len(said)
+    classes = list(dict.fromkeys(text for text in said if text is not None))
 
     def render(place: int) -> Sample:
-        row = raw[place]
+        row, text, turn = raw[place], said[place], turns[place]
+        if text is None:
+            raise BadRow("no label")
+        if turn is None:
+            raise BadRow("no experience")
+        if context and not isinstance(row[context], str):
+            raise BadRow("no context")
         return {
-            "image": _decode(row[image]),
+            "image": _decoded(row[image]),
             "candidates": classes,
-            "label": said[place],
+            "label": text,
             "context": row[context] if context else None,
-            "experience": int(turns[place]),
+            "experience": turn,
             "mask": None,
             "index": place,
         }
 
-    taught = [sorted({s for s, t in zip(said, turns, strict=True) if t == e}) for e in sorted(set(turns))]
-    return Stream(str(source)[:80], Rendered(range(len(said)), render), taught, classes, [], batch)
+    taught = [
+        list(dict.fromkeys(s for s, t in zip(said, turns, strict=True) if t == e and s is not None))
+        for e in sorted({t for t in turns if t is not None})
+    ]
+    name = str(source) if isinstance(source, (str, Path)) else "dataset"
+    return Stream(name, Rendered(range(len(said)), render), taught, classes, [], batch)
 
 
-def _text(value: Any, names: Iterable[str] | None) -> str:
-    return str(list(names)[value] if names is not None and isinstance(value, int) else value)
+def _opened(source: Any, split: str) -> Any:
+    import datasets
+
+    if not isinstance(source, (str, Path)):
+        return source
+    if Path(source).is_dir():
+        return datasets.load_dataset("imagefolder", data_dir=str(source), split=split)
+    if isinstance(source, Path) or Path(source).suffix or source.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{source} is no folder")
+    return datasets.load_dataset(source, split=split)
 
 
-def _decode(cell: Any) -> Any:
-    """The picture of an undecoded image cell; raises OSError for one that cannot be read."""
-    import io
+def _class_text(value: Any, names: Sequence[str] | None, prompt: str) -> str | None:
+    """The class of a cell as it is said, or None for a cell that names no class."""
+    if names is not None:
+        known = isinstance(value, int) and 0 <= value < len(names)  # datasets writes -1 for unlabelled
+        return prompt.format(names[value]) if known else None
+    if value is None or isinstance(value, float) or not str(value).strip():
+        return None
+    return prompt.format(value)
 
+
+def _turn(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _decoded(cell: Any) -> Any:
+    """The picture of an undecoded image cell, RGB."""
     from PIL import Image
 
-    if cell is None:
-        raise ValueError("no image")
-    picture = Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"])
-    return picture.convert("RGB")
+    if not cell or (cell.get("bytes") is None and not cell.get("path")):
+        raise BadRow("no image")
+    try:
+        data = cell.get("bytes")
+        with Image.open(cell["path"] if data is None else io.BytesIO(data)) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadRow(f"unreadable image ({type(error).__name__})") from error
