@@ -7,6 +7,7 @@ questions with yes or no ask for a pair of a colour and an item that are both th
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -128,8 +129,12 @@ def _draw(split: str, item: int, colour: int, chance: np.random.Generator) -> np
     names = _names()
     if item >= len(names) - len(SHAPES):
         return tint(shape(names[item], chance), CUE_COLOURS[colour])
-    images, labels, _ = fashion(split)
-    return tint(images[chance.choice(np.flatnonzero(labels == item))], CUE_COLOURS[colour])
+    return tint(fashion(split)[0][chance.choice(_rows(split, item))], CUE_COLOURS[colour])
+
+
+@cache
+def _rows(split: str, garment: int) -> np.ndarray:
+    return np.flatnonzero(fashion(split)[1] == garment)
 
 
 def _other(count: int, not_this: int, chance: np.random.Generator, size: int) -> np.ndarray:
