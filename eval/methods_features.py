@@ -116,13 +116,13 @@ def context_product(inner: Features, basis: Tensor) -> Features:
     return product
 
 
-def per_cell(grid: int, side: int = 12) -> Features:
+def per_cell(grid: int) -> Features:
     """The tokens of the last site averaged per cell of a grid x grid scene, side by side, (B, grid^2 d)."""
 
     def cells(batch: Batch) -> Tensor:
         t = batch.percept.tokens[-1]
         f = torch.nn.functional.layer_norm(t.float(), t.shape[-1:])
-        wide = side // grid
+        wide = int(f.shape[1] ** 0.5) // grid
         return f.reshape(len(f), grid, wide, grid, wide, -1).mean((2, 4)).flatten(1)
 
     return cells

@@ -77,19 +77,29 @@ class Joint(Plugin):
                     batch = self._store.batch(some)
                     self.learner.learn(batch.percept, batch.labels)
             joint = PrecisionReadout(self.learner.readout.width, self.config.ridge)
-            for some in rows.split(256):
-                batch = self._store.batch(some)
-                answer = self.learner.answer(batch.percept)
-                weight = self.learner._evidence(batch.percept, answer)
-                target = joint.rows(batch.labels, grow=True)
-                p = answer.climb.phi.double()
-                weighted = p if weight is None else p * weight.double().unsqueeze(1)
-                joint.gram.addmm_(weighted.T, p)
-                joint.cross.index_add_(0, target, weighted)
-                joint.class_count.index_add_(0, target, torch.ones(len(p), dtype=torch.float64))
+            steps = rows.split(step)
+            # phi in the stream's batch size, where its rounding is that of the pass; statistics in chunks
+            for start in range(0, len(steps), 256):
+                self._count(joint, list(steps[start : start + 256]))
             joint.solve()
         self.learner.readout = joint
         self._kept = []
+
+    def _count(self, joint: PrecisionReadout, steps: list[Tensor]) -> None:
+        """Add what these steps' samples are worth under the relevance there is now."""
+        phis, weights, labels = [], [], []
+        for some in steps:
+            batch = self._store.batch(some)
+            answer = self.learner.answer(batch.percept)
+            weight = self.learner._evidence(batch.percept, answer)
+            phis.append(answer.climb.phi.double())
+            weights.append(torch.ones(len(some)) if weight is None else weight)
+            labels += batch.labels
+        p, w = torch.cat(phis), torch.cat(weights).double().unsqueeze(1)
+        target = joint.rows(labels, grow=True)
+        joint.gram.addmm_((p * w).T, p)
+        joint.cross.index_add_(0, target, p * w)
+        joint.class_count.index_add_(0, target, torch.ones(len(p), dtype=torch.float64))
 
 
 class Oracle(Method):

@@ -134,7 +134,7 @@ def tune(
     here = worlds(spec.tower)
     store = here.store(stream, None, progress)
     plan = percepts.plan(stream, store)
-    tried = []
+    tried: list[Record] = []
     for settings in spec.grid:
         setup = registry.Setup(store, grid.config, grid.cells, TUNING_SEED, here.model, settings)
         limit = None if grid.lora_train is None or name != "lora" else min(grid.lora_train, few["n_train"])

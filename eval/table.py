@@ -25,8 +25,9 @@ def matrix(found: Record, name: str = "R") -> np.ndarray | None:
 
 def scores(found: Record) -> dict[str, float]:
     """What one run comes to, by the names of METRICS; a measure that it does not support is left out."""
-    r, c = matrix(found), matrix(found, "C")
-    p, cp = matrix(found, "P"), matrix(found, "CP")
+    r, c, p, cp = (matrix(found, name) for name in ("R", "C", "P", "CP"))
+    assert r is not None
+    assert c is not None
     asked: dict[str, Callable[[], float]] = {"final_accuracy": lambda: metrics.final_accuracy(r)}
     if len(found["R"]) > 2:
         asked |= {
@@ -34,7 +35,7 @@ def scores(found: Record) -> dict[str, float]:
             "bwt_gem": lambda: metrics.bwt_gem(r),
             "cumulative_forgetting": lambda: metrics.cumulative_forgetting(c),
         }
-    if p is not None:
+    if p is not None and cp is not None:
         asked["final_pointing"] = lambda: metrics.final_accuracy(p)
         if len(found["R"]) > 2:
             asked["cumulative_forgetting_of_pointing"] = lambda: metrics.cumulative_forgetting(cp)
