@@ -1,0 +1,234 @@
+"""The command line: `arr-coc demo | eval | bench | inspect | card`."""
+
+import difflib
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from arr_coc.eval.percepts import Progress
+
+app = typer.Typer(
+    help="Adapters that let a frozen vision-language model keep learning from a stream.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@contextmanager
+def _errors() -> "Iterator[None]":
+    """What a person can mend comes out as one line and exit code 2, not as a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, TypeError, ImportError) as error:
+        typer.secho(f"arr-coc: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+@contextmanager
+def _bar() -> "Iterator[Progress]":
+    """A progress bar that follows calls (what, done, of)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+
+        def follow(what: str, done: int, of: int) -> None:
+            bars.update(task, description=what, completed=done, total=of or None)
+
+        yield follow
+
+
+def _table(rows: list[dict[str, Any]], columns: list[str], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title)
+    for place, column in enumerate(columns):
+        shown.add_column(column, justify="left" if place == 0 else "right", no_wrap=place == 0)
+    for row in rows:
+        shown.add_row(*(str(row.get(c, "")) for c in columns))
+    console = Console()
+    # a table that goes into a file or a pipe is not squeezed into 80 columns
+    Console(width=console.width if console.is_terminal else 132).print(shown)
+
+
+def _results(runs: list[dict[str, Any]], names: dict[str, str] | None = None) -> None:
+    """The summary of runs, one table per stream."""
+    from arr_coc.eval import table
+
+    rows = table.summary(runs)
+    for stream in dict.fromkeys(r["stream"] for r in rows):
+        mine = [r for r in rows if r["stream"] == stream]
+        columns = {c: key for c, key in table.COLUMNS.items() if any(key in r for r in mine)}
+        shown = [
+            {"method": (names or {}).get(r["method"], r["method"])}
+            | {c: table.cell(r.get(key)) for c, key in columns.items()}
+            | {"step x forward": f"{r['step_cost']:.2f}", "state MB": f"{r['state_bytes'] / 1e6:.1f}"}
+            | {"samples": r["n_learned"], "runs": r["runs"]}
+            for r in mine
+        ]
+        chance = f"chance {100 * mine[0]['chance']:.0f} %, {mine[0]['n_probe']} test samples"
+        _table(
+            shown,
+            ["method", *columns, "step x forward", "state MB", "samples", "runs"],
+            f"{stream} ({chance})",
+        )
+
+
+def _numbers(text: str) -> list[int]:
+    """ "0,1,2" or "0-4" as whole numbers."""
+    try:
+        if "-" in text:
+            first, last = (int(t) for t in text.split("-"))
+            return list(range(first, last + 1))
+        return [int(t) for t in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{text!r} names no whole numbers; possible are '0,1,2' or '0-4'") from error
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="the page to write")] = Path("demo.html"),
+    novel: Annotated[bool, typer.Option(help="cue words that the model has never met")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    scenes: Annotated[int, typer.Option(min=60, help="scenes in the stream")] = 1800,
+    model: Annotated[str, typer.Option(help="'dual', or a folder with a CLIPModel")] = "dual",
+) -> None:
+    """Watch a frozen model learn beside LoRA on the same stream; under three minutes on two cores."""
+    from arr_coc.eval.demo import NAMES
+    from arr_coc.eval.demo import demo as run_demo
+
+    with _errors(), _bar() as follow:
+        found = run_demo(out, novel, seed, scenes, model, follow, lambda line: typer.echo(line, err=True))
+    _results(found.runs, NAMES)
+    typer.echo(f"open {found.page}")
+
+
+@app.command(name="eval")
+def evaluate(
+    stream: Annotated[list[str], typer.Argument(help="streams, by name")],
+    methods: Annotated[str, typer.Option(help="names, separated by commas; all by default")] = "",
+    seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
+    orders: Annotated[str, typer.Option(help="orders of experiences, such as 0-2")] = "0-2",
+    batch: Annotated[int, typer.Option(min=1, help="samples per step")] = 10,
+    n_train: Annotated[int | None, typer.Option(help="samples in the stream")] = None,
+    n_test: Annotated[int | None, typer.Option(help="held-out samples")] = None,
+    lora_train: Annotated[int | None, typer.Option(help="samples that LoRA learns from")] = None,
+    held: Annotated[
+        int | None, typer.Option(help="held-out concepts for zero-shot retention; 0: none")
+    ] = None,
+    model: Annotated[str, typer.Option(help="'dual', or a folder with a CLIPModel")] = "dual",
+    out: Annotated[Path, typer.Option(help="raw records; runs that stand there are not repeated")] = Path(
+        "runs/eval.jsonl"
+    ),
+) -> None:
+    """Every method on the same stream, seeds and orders: the table, and the raw records it comes from."""
+    from arr_coc.eval import run as grid
+    from arr_coc.training.streams import load
+
+    with _errors():
+        for name in stream:
+            load(name)
+        wanted = [m for m in methods.split(",") if m] or None
+        runs: list[dict[str, Any]] = []
+        with _bar() as follow:
+            for name in stream:
+                setup = grid.Grid(name, batch, n_train, n_test, lora_train=lora_train)
+                runs += grid.run(
+                    setup, wanted, _numbers(seeds), _numbers(orders), model, out, held=held, progress=follow
+                )
+    _results(runs)
+    typer.echo(f"raw records in {out}")
+
+
+@app.command()
+def bench(
+    shapes: Annotated[str, typer.Option(help="of the CLIP vision tower")] = "B/32,B/16",
+    batches: Annotated[str, typer.Option()] = "1,8",
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    repeats: Annotated[int, typer.Option(min=1)] = 7,
+    json_out: Annotated[Path | None, typer.Option("--json", help="rows as JSON")] = None,
+) -> None:
+    """What one learning step costs beside the frozen forward pass and a LoRA step, in one process."""
+    from dataclasses import asdict
+
+    from arr_coc.eval import bench as costs
+    from arr_coc.eval.report import check_target, write
+
+    with _errors():
+        target = None if json_out is None else check_target(json_out)
+        with _bar() as follow:
+            rows = costs.bench(shapes.split(","), _numbers(batches), threads, repeats, progress=follow)
+        shown = [
+            {
+                "shape": r.shape,
+                "batch": r.batch,
+                "step": r.step,
+                "seconds": f"{r.seconds:.3f}",
+                "x forward": f"{r.ratio:.2f}",
+                "peak MB": f"{r.megabytes:.0f}",
+                "memory x": f"{r.memory_ratio:.2f}",
+            }
+            for r in rows
+        ]
+        title = f"medians of {repeats}, {threads} thread(s), random weights"
+        _table(shown, list(shown[0]), title)
+        if target is not None:
+            write(target, json.dumps([asdict(r) for r in rows], indent=2))
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="'dual', 'generative', a folder, or a name on the hub")],
+    hub: Annotated[bool, typer.Option(help="allow a download by name")] = False,
+) -> None:
+    """What would be read from a model, and where."""
+    from arr_coc.adapters import attach, embedded
+
+    with _errors():
+        if model in ("dual", "generative"):
+            bare = embedded.load(model)[0]
+        elif Path(model).is_dir() or hub:
+            from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+
+            config = AutoConfig.from_pretrained(model, local_files_only=not hub)
+            generates = type(config) in AutoModelForImageTextToText._model_mapping
+            kind = AutoModelForImageTextToText if generates else AutoModel
+            bare = kind.from_pretrained(model, local_files_only=not hub)
+        else:
+            near = difflib.get_close_matches(model, ("dual", "generative"), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{model!r} is no built-in model and no folder (use --hub for a download){hint}")
+        typer.echo(attach(bare).inspect())
+
+
+@app.command()
+def card(
+    name: Annotated[str, typer.Argument(help="'dual' or 'generative'")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """The held-out scores of a built-in model, with chance and controls."""
+    import importlib
+
+    with _errors():
+        if name not in ("dual", "generative"):
+            raise ValueError(f"no built-in model {name!r}; there are 'dual' and 'generative'")
+        importlib.import_module(f"arr_coc.eval.cards_{name}").main(["--seed", str(seed)])
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
