@@ -103,7 +103,7 @@ def demo(
         "which one is meant. The model has never seen a garment"
         + (", and the words are made up. " if novel else ". ")
         + "The words come one after another; nothing is replayed, no task ids are given, and where to look "
-        "is never shown. The built-in model has 5.4 million weights, and none of them changes (but for LoRA).",
+        "is never shown. The model has 5.4 million weights, and none of them changes (but for LoRA).",
         runs,
         NAMES,
         looks(here, plan, store, learned, seed),
