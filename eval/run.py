@@ -124,16 +124,27 @@ def to_records(runs: Sequence[Record]) -> list[records.Record]:
 
 
 def tune(
-    name: str, grid: Grid, worlds: Callable[[str], World], progress: Progress | None = None
+    name: str,
+    grid: Grid,
+    worlds: Callable[[str], World],
+    stores: dict[str, Store] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, float], list[Record]]:
-    """The settings with the best final accuracy on the tuning seed's samples, and what each came to."""
+    """The settings with the best final accuracy on the tuning seed's samples, and what each came to.
+
+    Args:
+        stores: of the tuning seed by tower, kept from method to method.
+    """
     spec = registry.spec(name)
     few = {"n_train": min(grid.tune_train, grid.n_train or grid.tune_train)}
     few["n_test"] = min(600, grid.n_test or 600)
     stream = grid.load(TUNING_SEED, 0, **few)
     here = worlds(spec.tower)
-    store = here.store(stream, None, progress)
-    plan = percepts.plan(stream, store)
+    stores = {} if stores is None else stores
+    if spec.tower not in stores:
+        stores[spec.tower] = here.store(stream, None, progress)
+    store = stores[spec.tower]
+    plan = percepts.plan(stream, store, grid.probe_limit)
     tried: list[Record] = []
     for settings in spec.grid:
         setup = registry.Setup(store, grid.config, grid.cells, TUNING_SEED, here.model, settings)
@@ -154,12 +165,12 @@ def run(
     held: int | None = None,
     progress: Progress | None = None,
 ) -> list[Record]:
-    """Every method on every (seed, order) of a stream; returns all records, those read from `out` included.
+    """Every method on every (seed, order) of a stream; returns all runs, those read from `out` included.
 
     Args:
         methods: names of `methods.METHODS`; None for all that make sense on this stream.
         model: the built-in model's name, a folder, or (model, processor).
-        out: a JSONL file; runs that stand in it are not repeated.
+        out: a JSONL file; runs that stand in it are not repeated. `export` makes raw records of it.
         cache: a folder for percepts (about 1.5 GB a seed); None keeps none.
         held: held-out concepts per artwork for zero-shot retention; 0 leaves it out, None takes all.
         progress: called with (what, done, of).
@@ -176,72 +187,99 @@ def run(
             made[tower] = world(model, random=tower == "random", held=1 if held == 0 else held)
         return made[tower]
 
-    earlier = {r["key"]: r for r in read(out)}
+    names = list(methods) if methods else _sensible(grid.load(0, 0))
     mark = worlds("model").fingerprint
-    tuned: dict[str, tuple[dict[str, float], list[Record]]] = {}
+    earlier = {r["key"]: r for r in read(out)}
+    # settings are a matter of the grid, not of a seed: what an earlier run was tuned to holds for the next
+    tuned = {r["group"]: (r["settings"], r["tried"]) for r in earlier.values() if "group" in r}
+    tuning: dict[str, Store] = {}
     done: list[Record] = []
-    for seed in seeds:
+
+    def of_seed(seed: int) -> None:
         stores: dict[str, Store] = {}
-        for order in orders:
-            stream = grid.load(seed, order)
-            names = list(methods) if methods else _sensible(stream)
-            for name in names:
-                key = grid.key(name, seed, order, mark)
-                if key in earlier:
-                    done.append(earlier[key])
-                    continue
-                spec = registry.spec(name)
-                here = worlds(spec.tower)
-                if spec.tower not in stores:
-                    kept = cache and percepts.cache_path(
-                        cache, grid.stream, dict(grid.options) | _sizes(grid), seed, here.model
-                    )
-                    stores[spec.tower] = here.store(grid.load(seed, 0), kept, progress)
-                store = stores[spec.tower]
-                if spec.grid and name not in tuned:
-                    tuned[name] = tune(name, grid, worlds, progress)
-                settings, tried = tuned.get(name, ({}, []))
-                plan = percepts.plan(stream, store, grid.probe_limit)
-                setup = registry.Setup(store, grid.config, grid.cells, seed, here.model, settings)
-                limit = grid.lora_train if name == "lora" else None
-                kept_out = None if held == 0 else here.held
-                raw = one(spec.make(setup), plan, store, grid.batch, kept_out, limit, progress)
-                some = [stream.samples[i] for i in range(min(grid.batch, len(stream.samples)))]
-                forward = here.forward_seconds(some, store.classes)
-                inside = raw["step_seconds"] if name == "lora" else raw["step_seconds"] + forward
-                record = {
-                    "key": key,
-                    "stream": grid.stream,
-                    "label": grid.label,
-                    "method": name,
-                    "role": spec.role,
-                    "seed": seed,
-                    "order": order,
-                    "batch": grid.batch,
-                    "n_train": len(stream.samples),
-                    "n_held": 0 if kept_out is None else len(kept_out),
-                    "chance": 1 / len(store.classes),
-                    "pointing_chance": None
-                    if store.mask is None
-                    else float(store.mask[torch.cat(plan.probes)].float().mean()),
-                    "experiences": plan.experiences,
-                    "settings": settings,
-                    "tried": tried,
-                    "forward_seconds": forward,
-                    "step_cost": inside / forward,
-                    "model": mark,
-                    "config": json.loads(grid.config.to_json()),
-                    **raw,
-                }
-                _append(out, record)
-                done.append(record)
-                if progress is not None:
-                    progress(f"{name} seed {seed} order {order}", len(done), 0)
+        for order, name in ((o, n) for o in orders for n in names):
+            key = grid.key(name, seed, order, mark)
+            if key in earlier:
+                done.append(earlier[key])
+                continue
+            spec = registry.spec(name)
+            here, group = worlds(spec.tower), grid.key(name, -1, -1, mark)
+            if spec.grid and group not in tuned:
+                tuned[group] = tune(name, grid, worlds, tuning, progress)
+            if spec.tower not in stores:
+                stores[spec.tower] = _store(grid, seed, here, cache, progress)
+            settings, tried = tuned.get(group, ({}, []))
+            found = _one_run(grid, name, seed, order, here, stores[spec.tower], settings, held, progress)
+            found |= {"key": key, "group": group, "model": mark, "tried": tried}
+            _append(out, found)
+            done.append(found)
+            if progress is not None:
+                progress(f"{name} seed {seed} order {order}", len(done), 0)
+
+    for seed in seeds:
+        of_seed(seed)  # its stores go when it is over: two seeds' worth are never held
     return done
 
 
-def _sizes(grid: Grid) -> dict[str, Any]:
-    return {"n_train": grid.n_train, "n_test": grid.n_test}
+def _store(grid: Grid, seed: int, here: World, cache: Path | None, progress: Progress | None) -> Store:
+    sizes = {"n_train": grid.n_train, "n_test": grid.n_test}
+    named = dict(grid.options) | sizes
+    kept = cache and percepts.cache_path(cache, grid.stream, named, seed, here.model)
+    return here.store(grid.load(seed, 0), kept, progress)
+
+
+def _one_run(
+    grid: Grid,
+    name: str,
+    seed: int,
+    order: int,
+    here: World,
+    store: Store,
+    settings: dict[str, float],
+    held: int | None,
+    progress: Progress | None,
+) -> Record:
+    """What is written of one method on one order of one seed.
+
+    `step_cost` is (frozen forward + step) / frozen forward in the stream's batch size, candidate texts
+    included; LoRA's step has its own forward pass and reads texts that were embedded once, in its favour.
+    """
+    spec = registry.spec(name)
+    stream = grid.load(seed, order)
+    plan = percepts.plan(stream, store, grid.probe_limit)
+    setup = registry.Setup(store, grid.config, grid.cells, seed, here.model, settings)
+    limit = grid.lora_train if name == "lora" else None
+    kept_out = None if held == 0 else here.held
+    raw = one(spec.make(setup), plan, store, grid.batch, kept_out, limit, progress)
+    some = [stream.samples[i] for i in range(min(grid.batch, len(stream.samples)))]
+    forward = here.forward_seconds(some, store.classes)
+    inside = raw["step_seconds"] if name == "lora" else raw["step_seconds"] + forward
+    tested = None if store.mask is None else store.mask[torch.cat(plan.probes)]
+    return {
+        "stream": grid.stream,
+        "label": grid.label,
+        "method": name,
+        "role": spec.role,
+        "seed": seed,
+        "order": order,
+        "batch": grid.batch,
+        "n_train": len(stream.samples),
+        "n_held": 0 if kept_out is None else len(kept_out),
+        "chance": 1 / len(store.classes),
+        "pointing_chance": None if tested is None else float(tested.float().mean()),
+        "experiences": plan.experiences,
+        "settings": settings,
+        "forward_seconds": forward,
+        "step_cost": inside / forward,
+        "config": json.loads(grid.config.to_json()),
+        **raw,
+    }
+
+
+def export(runs: Sequence[Record], path: Path) -> None:
+    """Write the raw records of runs; of the same run under two configs the last one stands."""
+    last = {(r["label"], r["method"], r["seed"], r["order"]): r for r in runs}
+    records.write(path, to_records(list(last.values())))
 
 
 def _sensible(stream: streams.Stream) -> list[str]:

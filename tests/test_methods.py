@@ -476,7 +476,8 @@ def test_grid_runs_resumes_and_its_records_give_the_table(
     oracle = next(r for r in found if r["method"] == "oracle")
     assert oracle["P"][-1] == [1.0] * 6
 
-    raw = records.by_run(run.to_records(found))
+    run.export(found, tmp_path / "records.jsonl")
+    raw = records.by_run(records.read(tmp_path / "records.jsonl"))
     matrix = records.matrix(raw["plugin", "cued-clutter", 0, 0])
     assert metrics.final_accuracy(matrix) == pytest.approx(table.scores(plugin)["final_accuracy"])
     rows = table.summary(found)
