@@ -110,6 +110,10 @@ def _ranpac(setup: Setup) -> Method:
 
 def _mean_context(setup: Setup) -> Method:
     basis = features.context_basis(setup.store)
+    if len(basis) > 32:
+        raise ValueError(
+            f"the contexts span {len(basis)} dimensions: their product with the features is too wide to solve"
+        )
     return features.Ridge(features.context_product(features.mean_pooled, basis))
 
 

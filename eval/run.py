@@ -180,6 +180,8 @@ def run(
     """
     for name in methods or ():
         registry.spec(name)
+    sensible = _sensible(grid.load(0, 0))
+    names = list(methods) if methods else sensible
     made: dict[str, World] = {}
 
     def worlds(tower: str) -> World:
@@ -187,7 +189,6 @@ def run(
             made[tower] = world(model, random=tower == "random", held=1 if held == 0 else held)
         return made[tower]
 
-    names = list(methods) if methods else _sensible(grid.load(0, 0))
     mark = worlds("model").fingerprint
     earlier = {r["key"]: r for r in read(out)}
     # settings are a matter of the grid, not of a seed: what an earlier run was tuned to holds for the next

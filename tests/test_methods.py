@@ -520,6 +520,19 @@ def test_settings_are_tuned_on_a_seed_that_no_run_uses(monkeypatch: pytest.Monke
     assert set(seen) == {run.TUNING_SEED}
 
 
+def test_a_product_that_is_too_wide_to_solve_is_refused() -> None:
+    store = fake_store()
+    texts = FakeTexts(width=64)
+    many = replace(store, texts=texts, contexts=[f"cue {i}" * (i + 1) for i in range(40)])
+    with pytest.raises(ValueError, match="too wide"):
+        methods.spec("mean-context").make(methods.Setup(many, CONFIG))
+
+
+def test_an_unknown_stream_stops_the_grid_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'cued-clutter'"):
+        run.run(run.Grid("cued-cluter"), ["plugin"], out=tmp_path / "x.jsonl")
+
+
 def test_an_unknown_method_stops_the_grid_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no method"):
         run.run(run.Grid("cued-clutter"), ["plugins!"], out=tmp_path / "x.jsonl")
