@@ -41,13 +41,14 @@ class PrecisionReadout(nn.Module):
         self.cross: Tensor  # B', (C, D)
         self.weight: Tensor  # R, (C, D)
         self.class_count: Tensor  # (C,)
-        self.leverage: Tensor  # running count, mean and mean square deviation of log phi' P phi
+        # of log variance over usual: count, mean, variance; and the total weight learned
+        self.leverage: Tensor
         self.partial: Tensor  # (K, D, D): what the A of rows that were rewarded on their own have more
         self.partial_precision: Tensor  # (K, D, D): the P of those rows
         self.partial_rows: Tensor  # (K,): which rows those are
         own = {"partial": (0, width, width), "partial_precision": (0, width, width)}
         zeros = {"gram": (width, width), "cross": (0, width), "weight": (0, width), "class_count": (0,)}
-        for name, shape in {**zeros, "leverage": (3,), **own}.items():
+        for name, shape in {**zeros, "leverage": (4,), **own}.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("precision", torch.eye(width, dtype=torch.float64) / ridge)
         self.register_buffer("partial_rows", torch.zeros(0, dtype=torch.int64))
@@ -81,17 +82,29 @@ class PrecisionReadout(nn.Module):
     def trust(self, phi: Tensor, sharpness: float = 1.0) -> Tensor:
         """How far the learned values are trusted: exp(-sharpness/2 max(0, z - 2)^2), (B,) in [0, 1].
 
-        z is the log predictive variance, standardised by what the samples learned had before they were
-        learned. An input like those has trust 1; one unlike anything learned has a trust that underflows to
-        exactly 0.
+        z is the log predictive variance over `usual_variance`, standardised by what samples had before they
+        were learned. An input like those has trust 1; one unlike anything learned has a trust that underflows
+        to exactly 0.
         """
-        count, mean, square = self.leverage.tolist()
+        count, mean, square, _ = self.leverage.tolist()
         if count < 2:
             return torch.zeros(len(phi), dtype=torch.float64, device=self.weight.device)
-        # log phi' P phi falls as samples come in; its spread never counts as less than a tenth of a nat
-        spread = max((square / count) ** 0.5, 0.1)
-        z = (self.variance(phi).log() - mean) / spread
+        spread = max(square**0.5, 0.1)  # never less than a tenth of a nat
+        z = (self.variance(phi).log() - self.usual_variance().log() - mean) / spread
         return torch.exp(-0.5 * sharpness * (z - 2).clamp_min(0) ** 2)
+
+    def usual_variance(self) -> Tensor:
+        """What a sample like those learned has, in closed form: h / (1 - w h) with h the mean leverage.
+
+        sum_i w_i phi_i' P phi_i = tr(P A) = D - rho tr P, so the mean leverage needs the trace alone;
+        dividing by 1 - w h takes a sample's own share out again (leave one out).
+        """
+        count, total = float(self.class_count.sum()), float(self.leverage[3])
+        used = self.width - self.ridge * self.precision.diagonal().sum()  # effective parameters, below count
+        if total <= 0:
+            return self.precision.new_tensor(1.0)
+        share = (used / count).clamp(max=1 - 1e-6)
+        return (used / total / (1 - share)).clamp_min(torch.finfo(torch.float64).tiny)
 
     # -- learning --------------------------------------------------------------------------------------------
 
@@ -101,7 +114,7 @@ class PrecisionReadout(nn.Module):
         p = phi.to(self.precision)
         target = torch.nn.functional.one_hot(rows, len(self.classes)).to(p)  # (B, C)
         w = torch.ones(len(p), dtype=p.dtype, device=p.device) if weight is None else weight.to(p)
-        self._watch(self.variance(p))
+        self._watch(self.variance(p), w)
         weighted = p * w.unsqueeze(1)
         self.gram.addmm_(weighted.T, p)
         self.cross.addmm_((target * w.unsqueeze(1)).T, p)
@@ -117,7 +130,7 @@ class PrecisionReadout(nn.Module):
     def learn_outcome(self, phi: Tensor, row: int, outcome: float) -> None:
         """Count in that class `row` was worth `outcome` for phi (D,), and nothing about the others."""
         p = phi.to(self.precision).unsqueeze(0)
-        self._watch(self.variance(p))
+        self._watch(self.variance(p), p.new_zeros(1))
         place = {int(r): k for k, r in enumerate(self.partial_rows)}
         if row not in place:
             self.partial = torch.cat([self.partial, self.partial.new_zeros(1, self.width, self.width)])
@@ -147,17 +160,17 @@ class PrecisionReadout(nn.Module):
             precision.addmm_(p_phi.T, gain[heavy], alpha=-1.0)
         return gain
 
-    def _watch(self, variance: Tensor) -> None:
-        """A running mean and spread of the log variance of samples that were yet to be learned (window
-        200)."""
-        count, mean, square = self.leverage.tolist()
-        for value in variance.log().tolist():
+    def _watch(self, variance: Tensor, weight: Tensor) -> None:
+        """Running mean and spread of log variance over usual, of samples yet to be learned (window 100)."""
+        count, mean, square, total = self.leverage.tolist()
+        usual = self.usual_variance().log()
+        for value in (variance.log() - usual).tolist() if total > 0 else ():
             count += 1
-            rate = 1 / min(count, 200)
+            rate = 1 / min(count, 100)
             step = value - mean
             mean += rate * step
-            square = (1 - rate) * (square / max(count - 1, 1) + rate * step * step) * count
-        self.leverage.copy_(self.leverage.new_tensor([count, mean, square]))
+            square = (1 - rate) * (square + rate * step * step)
+        self.leverage.copy_(self.leverage.new_tensor([count, mean, square, total + float(weight.sum())]))
 
     # -- statistics ------------------------------------------------------------------------------------------
 
@@ -189,4 +202,9 @@ class PrecisionReadout(nn.Module):
         self.gram += other.gram
         self.cross.index_add_(0, rows, other.cross)
         self.class_count.index_add_(0, rows, other.class_count)
+        watched = torch.stack([self.leverage, other.leverage])
+        share = watched[:, 0] / watched[:, 0].sum().clamp_min(1)
+        self.leverage.copy_(
+            torch.cat([watched[:, :1].sum(0), share @ watched[:, 1:3], watched[:, 3:].sum(0)])
+        )
         self.solve()
