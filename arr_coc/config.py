@@ -70,8 +70,8 @@ class ArrCocConfig:
     """
 
     sites: tuple[int, ...] = ()
-    width: int = 256
-    expansion: int = 64
+    width: int = 192
+    expansion: int = 256
     attention_gain: float | None = None
     own_gain: float = 1.0
     clamp: float = 20.0
@@ -94,7 +94,7 @@ class ArrCocConfig:
     eta_ladder: float = 0.0
     readout: str = "precision"
     eta_readout: float = 0.05
-    ridge: float = 10.0
+    ridge: float = 1.0
     evidence: str = "relevance"
     error_module: bool = True
     eta_error: float = 0.01
