@@ -138,10 +138,10 @@ def draw_scenes(
     for _ in range(n):
         chosen = rng.choice(len(stock), grid * grid, replace=False)
         palette = np.zeros(grid * grid, int)
-        cells = [stock[i] for i in chosen]
+        cells = [stock[int(i)] for i in chosen]
         if colours is not None:
             palette = rng.choice(len(colours), grid * grid, replace=len(colours) < grid * grid)
-            cells = [scenes.tint(c, colours[k]) for c, k in zip(cells, palette, strict=True)]
+            cells = [scenes.tint(c, colours[int(k)]) for c, k in zip(cells, palette, strict=True)]
         images.append(scenes.compose(cells, grid, scenes.background(rng), rng)[0])
         which.append(chosen)
         tints.append(palette)

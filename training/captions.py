@@ -9,8 +9,9 @@ tokens of every red item.
 from dataclasses import dataclass, field
 
 import numpy as np
-from arr_coc.training import items, scenes
 from PIL import Image
+
+from arr_coc.training import items, scenes
 
 GROUP_WORDS = {
     "smileys & emotion": ("smileys & emotion", "a smiley", "emotion", "face"),
@@ -139,7 +140,7 @@ class World:
     @staticmethod
     def _grey(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """An emoji as intensities: its luminance, the inverse of it, or its silhouette. (48, 48) uint8."""
-        luminance = rgba[..., :3].astype(np.float32) @ np.float32([0.299, 0.587, 0.114]) / 255
+        luminance = rgba[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
         kind = rng.random()
         if kind < 0.5:
             level = 0.25 + 0.75 * luminance
@@ -228,15 +229,15 @@ class World:
             for i in rng.permutation(len(self.places[scene.grid]))[:3]:
                 place, mask = self.places[scene.grid][i]
                 text = place if rng.random() < 0.6 else PLACE_TEMPLATES[rng.integers(5)].format(place)
-                cell = np.flatnonzero((scene.masks & mask.reshape(-1)).any(1))
-                one = int(cell[0]) if len(cell) == 1 and mask.sum() == 144 // scene.grid**2 else -1
+                inside = np.flatnonzero((scene.masks & mask.reshape(-1)).any(1))
+                one = int(inside[0]) if len(inside) == 1 and mask.sum() == 144 // scene.grid**2 else -1
                 scene.phrases.append(Phrase(text, mask.reshape(-1), "place", one))
 
     @staticmethod
     def _add(scene: Scene, text: str, true: np.ndarray, kind: str) -> None:
         cells = np.flatnonzero(true)
         one = int(cells[0]) if len(cells) == 1 else -1
-        scene.phrases.append(Phrase(text, scene.masks[cells].any(0), kind, one))
+        scene.phrases.append(Phrase(text, np.asarray(scene.masks[cells].any(0)), kind, one))
 
     def _caption(self, scene: Scene, rng: np.random.Generator) -> None:
         """Up to three items with colour and place; the wrong caption exchanges two places, colours or

@@ -37,7 +37,7 @@ def tokenizer(texts: Iterable[str], vocabulary: int = 4000) -> CLIPTokenizer:
     model = json.loads(raw.to_str())["model"]
     return CLIPTokenizer(
         vocab=model["vocab"],
-        merges=[tuple(m) for m in model["merges"]],
+        merges=[tuple(m) for m in model["merges"]],  # type: ignore[misc]
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,

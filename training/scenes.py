@@ -98,9 +98,11 @@ def cell_mask(grid: int, cell: int) -> np.ndarray:
 def place_phrases(grid: int) -> dict[str, np.ndarray]:
     """Every place phrase of a 2x2 or 3x3 grid and the tokens it names, rows and columns included: phrase ->
     (12, 12)."""
-    phrases = {text: cell_mask(grid, cell) for cell, texts in enumerate(PLACES[grid]) for text in texts}
+    phrases: dict[str, np.ndarray] = {
+        text: cell_mask(grid, cell) for cell, texts in enumerate(PLACES[grid]) for text in texts
+    }
     for line in range(grid):
-        row = np.any([cell_mask(grid, line * grid + k) for k in range(grid)], axis=0)
+        row: np.ndarray = np.any([cell_mask(grid, line * grid + k) for k in range(grid)], axis=0)
         phrases |= dict.fromkeys(_ROWS[grid][line], row) | dict.fromkeys(_COLUMNS[grid][line], row.T)
     return phrases
 
@@ -117,7 +119,7 @@ def background(rng: np.random.Generator, colour: tuple[int, int, int] | None = N
         base = np.asarray(colour, float)
     kind = rng.integers(5)
     if kind == 0:  # plain
-        field = np.zeros((SIDE, SIDE, 1), np.float32)
+        field: np.ndarray = np.zeros((SIDE, SIDE, 1), np.float32)
     elif kind == 1:  # gradient
         angle = rng.uniform(0, 2 * np.pi)
         y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]

