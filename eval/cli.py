@@ -215,6 +215,7 @@ def inspect(
 def card(
     name: Annotated[str, typer.Argument(help="'dual' or 'generative'")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    small: Annotated[bool, typer.Option(help="a quarter of the samples")] = False,
 ) -> None:
     """The held-out scores of a built-in model, with chance and controls."""
     import importlib
@@ -222,7 +223,11 @@ def card(
     with _errors():
         if name not in ("dual", "generative"):
             raise ValueError(f"no built-in model {name!r}; there are 'dual' and 'generative'")
-        importlib.import_module(f"arr_coc.eval.cards_{name}").main(["--seed", str(seed)])
+        from arr_coc.adapters import embedded
+
+        model, processor = embedded.load(name)
+        cards = importlib.import_module(f"arr_coc.eval.cards_{name}")
+        typer.echo(cards.table(cards.scores(model, processor, seed, small)))
 
 
 def main() -> None:

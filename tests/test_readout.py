@@ -1,0 +1,217 @@
+"""The readout and the updates: recursive equals joint, local equals gradient."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from arr_coc import ArrCocConfig, Learner, Percept
+from arr_coc.error_module import ErrorModules
+from arr_coc.readout import PrecisionReadout
+from arr_coc.relevance import ContextKey, energy, relevance_direction, settle
+from arr_coc.relevance.settle import similarity
+from arr_coc.rules import Teaching, make_rule
+
+EXACT = {"rtol": 0.0, "atol": 1e-9}
+
+
+def data(n: int = 120, d: int = 7, classes: int = 4) -> tuple[torch.Tensor, list[str], torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    phi = torch.randn(n, d, generator=draw, dtype=torch.float64)
+    labels = [str(int(v)) for v in torch.randint(classes, (n,), generator=draw)]
+    return phi, labels, torch.rand(n, generator=draw, dtype=torch.float64) + 0.1
+
+
+def teach(order: np.ndarray, batch: int, weighted: bool, ridge: float = 0.5) -> dict[str, torch.Tensor]:
+    phi, labels, weight = data()
+    readout = PrecisionReadout(7, ridge)
+    for start in range(0, len(order), batch):
+        some = order[start : start + batch]
+        rows = readout.rows([labels[i] for i in some], grow=True)
+        readout.learn(phi[some], rows, weight[some] if weighted else None)
+    return dict(zip(readout.classes, readout.weight, strict=True))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("batch", [1, 10, 120])
+def test_any_order_and_batch_gives_the_joint_ridge(batch: int, weighted: bool) -> None:
+    """Classes one after another, shuffled, reversed: scikit-learn's ridge on all data at once."""
+    linear = pytest.importorskip("sklearn.linear_model")
+    phi, labels, weight = data()
+    target = np.array([[float(y == c) for c in "0123"] for y in labels])
+    w = weight.numpy() if weighted else None
+    joint = linear.Ridge(0.5, fit_intercept=False).fit(phi.numpy(), target, sample_weight=w).coef_
+    by_class = np.argsort(np.array(labels), kind="stable")
+    for order in (by_class, by_class[::-1].copy(), np.random.default_rng(1).permutation(120)):
+        found = teach(order, batch, weighted)
+        torch.testing.assert_close(torch.stack([found[c] for c in "0123"]), torch.tensor(joint), **EXACT)
+
+
+def test_merged_workers_equal_one_and_solving_repairs_drift() -> None:
+    phi, labels, _ = data()
+    parts = [PrecisionReadout(7, 0.5) for _ in range(3)]
+    for i, label in enumerate(labels):
+        one = parts[i % 2]
+        one.learn(phi[i : i + 1], one.rows([label], grow=True))
+        parts[2].learn(phi[i : i + 1], parts[2].rows([label], grow=True))
+    parts[0].merge(parts[1])
+    rows = parts[2].rows(parts[0].classes)
+    torch.testing.assert_close(parts[0].weight, parts[2].weight[rows], rtol=0, atol=1e-10)
+    whole = parts[2].weight.clone()
+    parts[2].weight += 1e-3
+    parts[2].solve()
+    torch.testing.assert_close(parts[2].weight, whole, **EXACT)
+    with pytest.raises(ValueError, match="cannot merge"):
+        parts[0].merge(PrecisionReadout(7, 2.0))
+
+
+def test_a_row_rewarded_alone_is_the_ridge_of_its_own_samples() -> None:
+    phi, _, _ = data(40)
+    readout = PrecisionReadout(7, 0.5)
+    a, b = readout.rows(["a", "b"], grow=True).tolist()
+    seen, outcome = [], []
+    for i in range(40):
+        if i % 3 == 0:
+            readout.learn(phi[i : i + 1], torch.tensor([b]))
+            seen.append(i)
+            outcome.append(0.0)
+        elif i % 3 == 1:
+            readout.learn_outcome(phi[i], a, 0.25)
+            seen.append(i)
+            outcome.append(0.25)
+        else:
+            readout.learn_outcome(phi[i], b, 0.0)
+    x, y = phi[seen], torch.tensor(outcome, dtype=torch.float64)
+    expected = torch.linalg.solve(x.T @ x + 0.5 * torch.eye(7, dtype=torch.float64), x.T @ y)
+    torch.testing.assert_close(readout.weight[a], expected, **EXACT)
+
+
+def test_trust_is_one_for_the_usual_and_vanishes_far_away() -> None:
+    draw = torch.Generator().manual_seed(5)
+    phi = torch.randn(400, 20, generator=draw) * torch.tensor([1.0] * 10 + [0.01] * 10)
+    readout = PrecisionReadout(20, 1.0)
+    for i in range(0, 400, 10):
+        readout.learn(phi[i : i + 10], readout.rows(["a", "b"] * 5, grow=True))
+    usual = torch.randn(50, 20, generator=draw) * torch.tensor([1.0] * 10 + [0.01] * 10)
+    far = torch.randn(50, 20, generator=draw) * torch.tensor([0.01] * 10 + [50.0] * 10)
+    assert readout.trust(usual).median() == 1.0
+    assert readout.trust(far).max() < 1e-30
+    # the closed form of what is usual: the mean leave-one-out leverage
+    h = readout.variance(phi)
+    torch.testing.assert_close(readout.usual_variance(), h.mean() / (1 - h.mean()), rtol=1e-9, atol=0)
+
+
+def small(**changes) -> tuple[Learner, Percept]:
+    torch.manual_seed(4)
+    learner = Learner(ArrCocConfig(width=6, expansion=5, spread=0, **changes), [6, 6], 4)
+    for name in learner.ladder.weights():
+        learner.ladder.get_buffer(name).normal_(0, 0.3)
+    learner.relevance_weight.normal_(0, 0.3)
+    tokens = tuple(torch.randn(3, 8, 6) for _ in range(2))
+    percept = Percept(tokens, torch.rand(3, 8), torch.randn(3, 4), own=torch.randn(3, 8))
+    for label in ("a", "b", "c") * 5:
+        learner.readout.learn(
+            torch.randn(1, learner.ladder.phi_width), learner.readout.rows([label], grow=True)
+        )
+    return learner, percept
+
+
+def test_without_trust_the_models_own_scores_come_back_bit_for_bit() -> None:
+    learner, percept = small()
+    answer = learner.answer(percept)
+    own = torch.randn(3, 4) * 20
+    for trust in (0.0, 1e-300, 1e-30):
+        faint = replace(answer, trust=torch.full((3,), trust, dtype=torch.float64))
+        assert torch.equal(learner.fuse(own, ["b", "x", "a", "y"], faint), own)
+    full = replace(answer, trust=torch.ones(3, dtype=torch.float64))
+    fused = learner.fuse(own, ["b", "x", "a", "y"], full).double().softmax(1)
+    values = answer.values[:, [learner.classes.index(c) for c in "ba"]]
+    expected = (learner.config.value_scale * values).softmax(1)
+    torch.testing.assert_close(fused[:, [0, 2]], expected, rtol=1e-4, atol=1e-6)
+    assert fused[:, [1, 3]].max() < 1e-6
+
+
+def test_local_updates_are_the_gradient_of_the_chosen_value() -> None:
+    """Three factors: delta x attentional feedback x activity = -d/d(W, b, U) of 1/2 (r - q_s)^2."""
+    learner, percept = small(clamp=1e6)
+    answer = learner.answer(percept)
+    learner.double()
+    chosen = torch.tensor([0, 2, 1])
+    reward = torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64)
+    names = {**learner.ladder.weights(), "U": learner.relevance_weight}
+    copies = {n: t.detach().clone().double().requires_grad_() for n, t in names.items()}
+    features, context = answer.features.double(), answer.context.double()
+    gamma = torch.einsum("bc,cf,bnf->bn", context, copies["U"], features) / features.shape[-1] ** 0.5
+    gamma = gamma + percept.own.double()
+    drive = torch.einsum("bn,bnf->bf", gamma.softmax(1), features)
+    phi = learner.ladder.climb(drive, context, None, copies).phi
+    q = (phi @ learner.readout.weight.T).gather(1, chosen[:, None]).squeeze(1)
+    gradients = torch.autograd.grad(-0.5 * (reward - q).square().mean(), list(copies.values()))
+    expected = dict(zip(copies, gradients, strict=True))
+
+    error = torch.zeros(3, 3, dtype=torch.float64)
+    error[torch.arange(3), chosen] = (reward - q).detach()
+    climb = learner.ladder.climb(drive.detach(), context, None)
+    teaching = Teaching(error, error, learner.readout.weight, error, learner.relevance_weight)
+    updates = make_rule("attention_gated", {}).step(learner.ladder, climb, teaching)
+    for name, update in updates.ladder.items():
+        torch.testing.assert_close(update, expected[name], rtol=0, atol=1e-12)
+    r = gamma.softmax(1).detach()
+    moved = context.T @ relevance_direction(r, features, updates.drive_feedback) / 3
+    torch.testing.assert_close(moved, expected["U"], rtol=0, atol=1e-12)
+    unchosen = torch.ones_like(error).scatter_(1, chosen[:, None], 0).bool()
+    one = torch.zeros_like(error)
+    one[0, 0] = 1.0
+    only = make_rule("attention_gated", {}).step(
+        learner.ladder, climb, Teaching(one, one, learner.readout.weight, one, learner.relevance_weight)
+    )
+    assert torch.equal(only.readout[1:], torch.zeros_like(only.readout[1:]))
+    assert unchosen.sum() == 6
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_settling_contracts_and_its_energy_falls(alike: bool) -> None:
+    torch.manual_seed(6)
+    features = torch.ones(2, 9, 5) if alike else torch.randn(2, 9, 5)
+    gamma = torch.randn(2, 9)
+    support = similarity(features)
+    assert torch.linalg.eigvalsh(support).min() > -1e-6
+    assert torch.linalg.matrix_norm(support, 2).max() <= 1 + 1e-6
+    r = gamma.softmax(1)
+    last = energy(r, gamma, support, 1.9)
+    for _ in range(50):
+        r = (gamma + 1.9 * (support @ r.unsqueeze(-1)).squeeze(-1)).softmax(1)
+        now = energy(r, gamma, support, 1.9)
+        assert (now <= last + 1e-6).all()
+        last = now
+    settled = settle(gamma, features, 1.9)
+    torch.testing.assert_close(settled.relevance, r, rtol=0, atol=1e-5)
+    assert settled.residual < 1e-6
+    assert torch.equal(settle(gamma, features, 0.0).relevance, gamma.softmax(1))
+
+
+def test_the_context_key_is_the_direct_inverse() -> None:
+    torch.manual_seed(7)
+    key, contexts = ContextKey(5, 0.3), torch.randn(12, 5, dtype=torch.float64)
+    key.observe(contexts[:1])
+    key.observe(contexts[1:])
+    direct = torch.linalg.inv(0.3 * torch.eye(5, dtype=torch.float64) + contexts.T @ contexts)
+    torch.testing.assert_close(key.inverse_correlation, direct, **EXACT)
+    torch.testing.assert_close((key.key(contexts) * contexts).sum(1), torch.ones(12, dtype=torch.float64))
+    torch.testing.assert_close(key.mean, contexts.mean(0))
+
+
+def test_precision_settles_at_the_inverse_error_and_nothing_overflows() -> None:
+    torch.manual_seed(8)
+    module = ErrorModules(3, 1, 2)
+    spread = torch.tensor([0.5, 1.0, 3.0])
+    for _ in range(4000):
+        states, context = [torch.randn(20, 3) * spread], torch.zeros(20, 2)
+        module.learn(states, module.errors(states, context), context, 0.02)
+    # the floor on one outlier's step lifts the fixed point slightly above 1 / E[eps^2]
+    torch.testing.assert_close(module.log_precision_0.exp() * spread**2, torch.ones(3), rtol=0.25, atol=0)
+    for _ in range(20):
+        states, context = [torch.randn(2, 3) * 1e15], torch.randn(2, 2) * 1e15
+        module.learn(states, module.errors(states, context), context, 0.02)
+    assert all(torch.isfinite(module.get_buffer(n)).all() for n in module.state_names)

@@ -1,0 +1,101 @@
+"""The built-in generative model before training: tokenizer, processor, and a LLaVA on the dual encoder's tower.
+
+Its tokenizer has every word of its questions whole and single characters for the rest, so a word that it
+never met ("dax") is split, never dropped.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from arr_coc.training.questions import PROMPT
+
+SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
+IMAGE = "<image>"
+
+
+def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """WordPiece with the words of these texts and, for all others, their characters. Lower case."""
+    normalise = normalizers.Lowercase()
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[?:.,!]"), "isolated")]
+    )
+    words: set[str] = set()
+    for text in [*texts, PROMPT.replace(IMAGE, " ").format(question="?")]:
+        words |= {w for w, _ in split.pre_tokenize_str(normalise.normalize_str(text))}
+    characters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
+    pieces = [*characters, *("##" + c for c in characters), *sorted(words)]
+    tokens = dict.fromkeys([*SPECIAL.values(), IMAGE, *pieces])
+    raw = Tokenizer(models.WordPiece({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
+    raw.normalizer, raw.pre_tokenizer = normalise, split
+    raw.decoder = decoders.WordPiece("##")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, padding_side="left", additional_special_tokens=[IMAGE], **SPECIAL
+    )
+
+
+def processor(words: PreTrainedTokenizerFast, pictures: CLIPImageProcessor) -> LlavaProcessor:
+    """The dual encoder's picture side; 144 image tokens (the class token is dropped)."""
+    return LlavaProcessor(
+        image_processor=pictures,
+        tokenizer=words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=IMAGE,
+    )
+
+
+def build(
+    words: PreTrainedTokenizerFast, dual: CLIPModel, width: int = 192, layers: int = 4
+) -> LlavaForConditionalGeneration:
+    """A LLaVA with the dual encoder's vision tower (copied) and an untrained Llama of width x layers."""
+    text = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=8 * width // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=words.pad_token_id,
+        eos_token_id=words.eos_token_id,
+        bos_token_id=words.bos_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=dual.config.vision_config,
+        text_config=text,
+        image_token_index=words.convert_tokens_to_ids(IMAGE),
+        image_token_id=words.convert_tokens_to_ids(IMAGE),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=144,
+        tie_word_embeddings=True,
+        pad_token_id=words.pad_token_id,
+    )
+    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="eager")
+    tower = model.model.vision_tower
+    state = {k.removeprefix("vision_model."): v for k, v in dual.vision_model.state_dict().items()}
+    prefix = "vision_model." if any(k.startswith("vision_model.") for k in tower.state_dict()) else ""
+    tower.load_state_dict({prefix + k: v for k, v in state.items()})
+    model.tie_weights()
+    return model
+
+
+@torch.no_grad()
+def settle_projector(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> None:
+    """Scales the projector's first layer so that it starts with inputs of unit size, (B, 3, 96, 96)."""
+    found = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states[-1]
+    linear = model.model.multi_modal_projector.linear_1
+    torch.nn.init.normal_(linear.weight, std=float(linear.in_features**-0.5 / found[:, 1:].std()))
+    torch.nn.init.normal_(model.model.multi_modal_projector.linear_2.weight, std=linear.out_features**-0.5)

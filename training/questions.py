@@ -1,0 +1,239 @@
+"""Questions about scenes, and several questions on one image packed so that none sees another.
+
+A packed row is prefix (with the image) + turn 1 + turn 2 ...; every turn attends to the prefix and to itself
+only and its positions go on where the prefix ends, so its outputs are those of a row of its own.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from arr_coc.training import items, scenes
+
+PROMPT = "USER: <image>\n{question} ASSISTANT:"
+COUNTS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COLOURS = tuple(scenes.COLOURS)
+KINDS = ("place", "colour", "where", "by colour", "yes or no", "count", "beside")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question, its answer, and what kind it is."""
+
+    question: str
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class _Item:
+    name: str
+    colour: str | None  # None: an emoji in its own colours
+    picture: np.ndarray  # (h, w, 4) uint8
+
+
+@cache
+def emoji_names(held_out: bool) -> tuple[tuple[str, int], ...]:
+    """Emoji whose name is one word, with their rows: seen or held-out concepts."""
+    art = items.emoji("noto")
+    taken = {*items.SHAPES, *items.DIGITS, *COLOURS}
+    return tuple(
+        (name, row)
+        for row, name in enumerate(art.names)
+        if name.isalpha() and name.lower() == name and name not in taken and art.held_out[row] == held_out
+    )
+
+
+def plural(name: str) -> str:
+    """shape -> shapes, dress -> dresses; a name that already ends in one s stays."""
+    if name.endswith("s") and not name.endswith("ss"):
+        return name
+    return f"{name}es" if name.endswith(("ss", "x", "ch", "sh")) else f"{name}s"
+
+
+class Composer:
+    """Draws scenes with questions; deterministic from the generator.
+
+    Args:
+        rng: draws everything. held_out: emoji of concepts that training never shows.
+        only_emoji: no shapes and digits.
+    """
+
+    def __init__(self, rng: np.random.Generator, held_out: bool = False, only_emoji: bool = False) -> None:
+        self.rng, self.only_emoji = rng, only_emoji
+        self.emoji = emoji_names(held_out)
+        self.arts = [items.emoji("noto").images, items.emoji("twemoji").images]
+
+    def _item(self, name: str | None, tinted: bool) -> _Item:
+        """A shape, digit or emoji; of this name where one is given."""
+        rng = self.rng
+        kind = 1.0 if self.only_emoji else rng.random()
+        if name is None:
+            if kind < 0.3:
+                name = items.SHAPES[rng.integers(3)]
+            elif kind < 0.5:
+                name = items.DIGITS[rng.integers(10)]
+            else:
+                name = self.emoji[rng.integers(len(self.emoji))][0]
+        colour = COLOURS[rng.integers(len(COLOURS))]
+        if name in items.SHAPES:
+            return _Item(name, colour, scenes.tint(items.shape(name, rng), colour))
+        if name in items.DIGITS:
+            pictures, labels = items.digits()
+            rows = np.flatnonzero(labels == items.DIGITS.index(name))
+            return _Item(name, colour, scenes.tint(pictures[rng.choice(rows)], colour))
+        art = self.arts[rng.integers(2)][dict(self.emoji)[name]]
+        if not tinted:
+            return _Item(name, None, art)
+        grey = (art[..., :3].mean(2) * 0.75 + 64) * (art[..., 3] / 255)
+        return _Item(name, colour, scenes.tint(grey.astype(np.uint8), colour))
+
+    def draw(self, grid: int) -> tuple[Image.Image, list[Turn]]:
+        """A scene of grid x grid cells (some blank, some of one name) and one question of every kind that
+        has one answer."""
+        rng = self.rng
+        tinted = bool(rng.random() < 0.6)
+        cells: list[_Item | None] = []
+        for _ in range(grid * grid):
+            there = [c for c in cells if c is not None]
+            again = there[rng.integers(len(there))].name if there and rng.random() < 0.15 else None
+            blank = grid > 1 and rng.random() < 0.12
+            cells.append(None if blank else self._item(again, tinted))
+        if not any(cells):
+            cells[0] = self._item(None, tinted)
+        pictures = [None if c is None else c.picture for c in cells]
+        image, _ = scenes.compose(pictures, grid, scenes.background(rng), rng)
+        return image, self._ask(cells, grid, tinted)
+
+    def _ask(self, cells: list[_Item | None], grid: int, tinted: bool) -> list[Turn]:
+        rng, turns = self.rng, []
+        there = [(i, c) for i, c in enumerate(cells) if c is not None]
+        order = [there[i] for i in rng.permutation(len(there))]
+        names = [c.name for _, c in there]
+        colours = [c.colour for _, c in there]
+        pairs = [(c.name, c.colour) for _, c in there]
+        alone = [(i, c) for i, c in order if names.count(c.name) == 1]
+        if grid > 1:
+            for i, c in order[:2]:
+                place = scenes.PLACES[grid][i]
+                said = place[0] if rng.random() < 0.7 else place[rng.integers(len(place))]
+                turns.append(Turn(f"what is in the {said}?", c.name, "place"))
+            if alone:
+                i, c = alone[-1]
+                turns.append(Turn(f"where is the {c.name}?", scenes.PLACES[grid][i][0], "where"))
+            i, c = order[0]
+            if c.colour and pairs.count((c.name, c.colour)) == 1:
+                where = scenes.PLACES[grid][i][0]
+                turns.append(Turn(f"where is the {c.colour} {c.name}?", where, "where"))
+        else:
+            turns.append(Turn("what is this?", there[0][1].name, "place"))
+        if coloured := [c for _, c in alone if c.colour]:
+            turns.append(Turn(f"what colour is the {coloured[0].name}?", str(coloured[0].colour), "colour"))
+        once = [c for _, c in order if colours.count(c.colour) == 1]
+        if tinted and once:
+            turns.append(Turn(f"what is the {once[0].colour} item?", once[0].name, "by colour"))
+        turns += self._yes_or_no(order, names, pairs, tinted)
+        if grid > 1:
+            asked = names[rng.integers(len(names))]
+            if rng.random() < 0.3:
+                turns.append(Turn("how many items are there?", COUNTS[len(names)], "count"))
+            else:
+                count = COUNTS[names.count(asked)]
+                turns.append(Turn(f"how many {plural(asked)} are there?", count, "count"))
+        if grid == 2:
+            for i, c in alone:
+                if (other := cells[i ^ 1]) is not None:
+                    turns.append(Turn(f"which item is beside the {c.name}?", other.name, "beside"))
+                    break
+        return turns
+
+    def _yes_or_no(self, order: list, names: list, pairs: list, tinted: bool) -> list[Turn]:
+        """Half yes; where colours are asked, no is a pair whose colour and name are both there, if one is."""
+        rng, (_, c) = self.rng, order[0]
+        yes = rng.random() < 0.5
+        if tinted and rng.random() < 0.6:
+            colour = c.colour
+            if not yes:
+                other = order[-1][1].colour
+                free = [k for k in COLOURS if (c.name, k) not in pairs]
+                colour = other if other in free else free[rng.integers(len(free))]
+            answer = "yes" if (c.name, colour) in pairs else "no"
+            return [Turn(f"is there a {colour} {c.name}?", answer, "yes or no")]
+        name = c.name if yes else self._item(None, tinted).name
+        return [Turn(f"is there a {name}?", "yes" if name in names else "no", "yes or no")]
+
+
+def easy_vqa(split: str) -> tuple[list[Image.Image], list[list[Turn]]]:
+    """easy-VQA's images at 96 px and the questions on each. split: "train" (4,000) or "test" (1,000)."""
+    if split not in ("train", "test"):
+        raise ValueError(f"no split {split!r}; there are train and test")
+    import easy_vqa as package  # a dev dependency
+
+    read, paths = (
+        (package.get_train_questions, package.get_train_image_paths)
+        if split == "train"
+        else (package.get_test_questions, package.get_test_image_paths)
+    )
+    files: dict[int, Any] = paths()
+    turns: dict[int, list[Turn]] = {i: [] for i in sorted(files)}
+    for question, answer, image in zip(*read(), strict=True):
+        if answer in ("yes", "no"):
+            kind = "yes or no"
+        else:
+            kind = "shape" if answer in items.SHAPES else "colour"
+        turns[image].append(Turn(question, answer, kind))
+    pictures = [
+        Image.open(Path(files[i])).convert("RGB").resize((96, 96), Image.Resampling.BILINEAR) for i in turns
+    ]
+    return pictures, list(turns.values())
+
+
+def pack(tokenizer: Any, rows: list[list[Turn]], image_tokens: int = 144) -> dict[str, Tensor]:
+    """Rows of turns on one image each -> one padded batch in which no turn sees another.
+
+    Args:
+        tokenizer: with `<image>` as one token; eos ends an answer.
+        rows: B lists of turns.
+    Returns:
+        input_ids, position_ids, labels (B, T) with -100 where nothing is taught, turn (B, T): 0 prefix,
+        k the k-th turn, -1 padding; attention_mask (B, 1, T, T) additive float.
+    """
+    before, after = PROMPT.split("\n")
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    head: list[int] = []
+    for i in tokenizer(before)["input_ids"]:
+        head += [image] * image_tokens if i == image else [i]
+    made = []
+    for turns in rows:
+        ids, positions = list(head), list(range(len(head)))
+        labels, turn = [-100] * len(head), [0] * len(head)
+        for k, t in enumerate(turns, 1):
+            question = tokenizer(after.format(question=t.question))["input_ids"]
+            answer = [*tokenizer(t.answer)["input_ids"], tokenizer.eos_token_id]
+            n = len(question) + len(answer)
+            ids += question + answer
+            labels += [-100] * len(question) + answer
+            positions += range(len(head), len(head) + n)
+            turn += [k] * n
+        made.append((ids, positions, labels, turn))
+    length = max(len(m[0]) for m in made)
+    fills = (tokenizer.pad_token_id, 0, -100, -1)
+    ids, positions, labels, turn = (
+        torch.tensor([m[j] + [fill] * (length - len(m[j])) for m in made]) for j, fill in enumerate(fills)
+    )
+    query, key = turn[:, :, None], turn[:, None, :]  # (B, T, 1), (B, 1, T)
+    open_ = ((query == key) | ((key == 0) & (query > 0))) & torch.ones(length, length).tril().bool()
+    mask = torch.zeros(open_.shape).masked_fill(~open_, -1e4)[:, None]  # (B, 1, T, T)
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "labels": labels,
+        "turn": turn,
+        "attention_mask": mask,
+    }
