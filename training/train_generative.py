@@ -22,7 +22,7 @@ from arr_coc.adapters import embedded
 from arr_coc.training import generative_model, questions
 from arr_coc.training.questions import Composer, Turn
 
-GRIDS, SHARES = (1, 2, 3), (0.15, 0.65, 0.2)
+GRIDS, SHARES = (1, 2, 3), (0.1, 0.8, 0.1)
 
 
 def pixels(images: list) -> Tensor:
@@ -129,7 +129,7 @@ def train(args: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=True)
         shape.step()
         running = 0.97 * running + 0.03 * loss.item() if step else loss.item()
-        if step % 25 == 0:
+        if step % 20 == 0:
             rate = (step + 1) * args.batch / (time.time() - begun)
             print(f"step {step} loss {running:.3f} {rate:.0f} images/s", flush=True)
         if time.time() - saved > args.save_every * 60:
@@ -147,14 +147,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dual", help="a folder with another dual encoder; default: the shipped one")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=440)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--tower-rate", type=float, default=0.1)
-    parser.add_argument("--warmup", type=int, default=50)
-    parser.add_argument("--frozen", type=float, default=0.35, help="share of the steps with a frozen tower")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--save-every", type=float, default=4, help="minutes")
+    parser.add_argument("--warmup", type=int, default=30)
+    parser.add_argument("--frozen", type=float, default=0.2, help="share of the steps with a frozen tower")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--save-every", type=float, default=3, help="minutes")
     train(parser.parse_args())
 
 
