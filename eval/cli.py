@@ -100,7 +100,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="the page to write")] = Path("demo.html"),
     novel: Annotated[bool, typer.Option(help="cue words that the model has never met")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    scenes: Annotated[int, typer.Option(min=60, help="scenes in the stream")] = 1800,
+    scenes: Annotated[int, typer.Option(min=60, help="scenes in the stream")] = 1200,
     model: Annotated[str, typer.Option(help="'dual', or a folder with a CLIPModel")] = "dual",
 ) -> None:
     """Watch a frozen model learn beside LoRA on the same stream; under three minutes on two cores."""

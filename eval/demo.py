@@ -43,7 +43,7 @@ def demo(
     out: Path,
     novel: bool = False,
     seed: int = 0,
-    scenes: int = 1800,
+    scenes: int = 1200,
     model: str = "dual",
     progress: percepts.Progress | None = None,
     tell: Callable[[str], None] = lambda _: None,

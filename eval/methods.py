@@ -41,7 +41,7 @@ class Spec:
     Args:
         make: a fresh method.
         about: what it is, for a table's legend.
-        role: "method", "control" or "bound".
+        role: "method", "control", "bound" or "ablation" (run only when it is asked for).
         tower: whose percepts it reads: "model" or "random".
         grid: settings to choose from on another seed; empty where there is nothing to tune.
         needs: "contexts" or "mask" where a stream without them has no such row.
@@ -197,6 +197,23 @@ METHODS: dict[str, Spec] = {
     "random-tower": Spec(_plugin, "arr-coc on a random tower of the same shape", "control", "random"),
 }
 
+# what each mechanism is worth: the plugin with one thing changed
+ABLATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "without-spread": ({"spread": 0}, "relevance is not shared with neighbouring tokens"),
+    "without-reset": ({"context_reset": False}, "a new text starts from what was learned for texts like it"),
+    "without-key": ({"context_key": False}, "the context itself, not its key, on the update side"),
+    "without-evidence": ({"evidence": "uniform"}, "every sample weighs the same in the readout"),
+    "squared-error": ({"error": "squared"}, "t - v is fed back"),
+    "with-attention": ({"attention_gain": 1.0}, "the model's attention row in the log-precision"),
+    "with-lateral": ({"lateral": 1.0}, "lateral support between similar tokens"),
+    "with-surprise-boost": ({"surprise_gate": "boost"}, "surprise raises the relevance update"),
+    "with-surprise-damp": ({"surprise_gate": "damp"}, "surprise lowers the relevance update"),
+}
+METHODS |= {
+    name: Spec(_changed(**changes), about, role="ablation", needs=("contexts",))
+    for name, (changes, about) in ABLATIONS.items()
+}
+
 
 def spec(name: str) -> Spec:
     """The method of that name.
@@ -213,4 +230,4 @@ def spec(name: str) -> Spec:
 def available(store: Store) -> list[str]:
     """The methods that make sense on these samples."""
     has = {"contexts": bool(store.contexts), "mask": store.mask is not None}
-    return [n for n, s in METHODS.items() if all(has[x] for x in s.needs)]
+    return [n for n, s in METHODS.items() if s.role != "ablation" and all(has[x] for x in s.needs)]

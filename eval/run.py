@@ -287,4 +287,5 @@ def _sensible(stream: streams.Stream) -> list[str]:
     """The methods that have a place on this stream."""
     first = stream.samples[0]
     has = {"contexts": first["context"] is not None, "mask": first["mask"] is not None}
-    return [n for n, s in registry.METHODS.items() if all(has[x] for x in s.needs)]
+    wanted = {n: s for n, s in registry.METHODS.items() if s.role != "ablation"}
+    return [n for n, s in wanted.items() if all(has[x] for x in s.needs)]
