@@ -1,4 +1,4 @@
-"""The built-in generative model before training: tokenizer, processor, and a LLaVA on the dual encoder's tower.
+"""The built-in generative model before training: tokenizer, processor, a LLaVA on the dual encoder's tower.
 
 Its tokenizer has every word of its questions whole and single characters for the rest, so a word that it
 never met ("dax") is split, never dropped.
@@ -60,6 +60,7 @@ def build(
     words: PreTrainedTokenizerFast, dual: CLIPModel, width: int = 192, layers: int = 4
 ) -> LlavaForConditionalGeneration:
     """A LLaVA with the dual encoder's vision tower (copied) and an untrained Llama of width x layers."""
+    image = words.get_vocab()[IMAGE]
     text = LlamaConfig(
         vocab_size=len(words),
         hidden_size=width,
@@ -72,11 +73,11 @@ def build(
         eos_token_id=words.eos_token_id,
         bos_token_id=words.bos_token_id,
     )
-    config = LlavaConfig(
+    config = LlavaConfig(  # type: ignore[call-arg]
         vision_config=dual.config.vision_config,
         text_config=text,
-        image_token_index=words.convert_tokens_to_ids(IMAGE),
-        image_token_id=words.convert_tokens_to_ids(IMAGE),
+        image_token_index=image,
+        image_token_id=image,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=144,

@@ -40,9 +40,9 @@ class _Item:
 
 @cache
 def emoji_names(held_out: bool) -> tuple[tuple[str, int], ...]:
-    """Emoji whose name is one word, with their rows: seen or held-out concepts."""
+    """Emoji whose name is one word and no garment's, with their rows: seen or held-out concepts."""
     art = items.emoji("noto")
-    taken = {*items.SHAPES, *items.DIGITS, *COLOURS}
+    taken = {*items.SHAPES, *items.DIGITS, *COLOURS, *items.FASHION_CLASSES}
     return tuple(
         (name, row)
         for row, name in enumerate(art.names)
@@ -183,10 +183,8 @@ def easy_vqa(split: str) -> tuple[list[Image.Image], list[list[Turn]]]:
     files: dict[int, Any] = paths()
     turns: dict[int, list[Turn]] = {i: [] for i in sorted(files)}
     for question, answer, image in zip(*read(), strict=True):
-        if answer in ("yes", "no"):
-            kind = "yes or no"
-        else:
-            kind = "shape" if answer in items.SHAPES else "colour"
+        open_kind = "shape" if answer in items.SHAPES else "colour"
+        kind = "yes or no" if answer in ("yes", "no") else open_kind
         turns[image].append(Turn(question, answer, kind))
     pictures = [
         Image.open(Path(files[i])).convert("RGB").resize((96, 96), Image.Resampling.BILINEAR) for i in turns
@@ -224,16 +222,16 @@ def pack(tokenizer: Any, rows: list[list[Turn]], image_tokens: int = 144) -> dic
         made.append((ids, positions, labels, turn))
     length = max(len(m[0]) for m in made)
     fills = (tokenizer.pad_token_id, 0, -100, -1)
-    ids, positions, labels, turn = (
+    input_ids, position_ids, targets, turns_of = (
         torch.tensor([m[j] + [fill] * (length - len(m[j])) for m in made]) for j, fill in enumerate(fills)
     )
-    query, key = turn[:, :, None], turn[:, None, :]  # (B, T, 1), (B, 1, T)
+    query, key = turns_of[:, :, None], turns_of[:, None, :]  # (B, T, 1), (B, 1, T)
     open_ = ((query == key) | ((key == 0) & (query > 0))) & torch.ones(length, length).tril().bool()
     mask = torch.zeros(open_.shape).masked_fill(~open_, -1e4)[:, None]  # (B, 1, T, T)
     return {
-        "input_ids": ids,
-        "position_ids": positions,
-        "labels": labels,
-        "turn": turn,
+        "input_ids": input_ids,
+        "position_ids": position_ids,
+        "labels": targets,
+        "turn": turns_of,
         "attention_mask": mask,
     }

@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dual", help="a folder with another dual encoder; default: the shipped one")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=440)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--tower-rate", type=float, default=0.1)

@@ -1,0 +1,116 @@
+"""The built-in generative model: packed questions equal single ones, the prompt is one, words are split."""
+
+import numpy as np
+import pytest
+import torch
+
+from arr_coc.adapters import embedded
+from arr_coc.eval.cards_generative import right
+from arr_coc.training import generative_model, items, questions, stream_scene_qa
+from arr_coc.training.questions import PROMPT, Composer, Turn
+from arr_coc.training.train_generative import answer_logits, pixels
+
+FOLDER = embedded.Path(embedded.__file__).parent / "generative"
+shipped = pytest.mark.skipif(not (FOLDER / "model.safetensors").is_file(), reason="weights are not there")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """An untrained model on the dual encoder's tower."""
+    torch.manual_seed(0)
+    dual, processor = embedded.load("dual")
+    words = generative_model.tokenizer(["what is this?", "where is the red cat?", "circle", "top left"])
+    model = generative_model.build(words, dual, layers=2).eval()
+    return model, generative_model.processor(words, processor.image_processor), dual
+
+
+def test_one_prompt_everywhere():
+    assert PROMPT == stream_scene_qa.PROMPT
+
+
+def test_the_tower_starts_as_the_dual_encoders(small):
+    model, _, dual = small
+    mine, theirs = model.model.vision_tower.state_dict(), dual.vision_model.state_dict()
+    assert len(mine) == len(theirs)
+    for key, value in theirs.items():
+        found = mine.get(key, mine.get("vision_model." + key))
+        assert torch.equal(found, value), key
+
+
+def test_unknown_words_are_split_and_come_back(small):
+    words = small[1].tokenizer
+    ids = words("dax t-shirt")["input_ids"]
+    assert words.unk_token_id not in ids
+    assert words.decode(ids) == "dax t-shirt"
+
+
+def test_a_packed_turn_equals_a_row_of_its_own_through_the_processor(small):
+    model, processor, _ = small
+    image = Composer(np.random.default_rng(0)).draw(2)[0]
+    turns = [Turn("where is the red cat?", "top left", ""), Turn("what is this?", "circle", "")]
+    packed = questions.pack(processor.tokenizer, [turns, turns[:1]])
+    with torch.inference_mode():
+        logits, wanted = answer_logits(model, pixels([image, image]), packed)
+        at = 0
+        for turn in [*turns, turns[0]]:
+            text = PROMPT.format(question=turn.question) + " " + turn.answer + "</s>"
+            single = model(**processor(images=image, text=text, return_tensors="pt")).logits[0]
+            n = len(processor.tokenizer(turn.answer)["input_ids"]) + 1
+            torch.testing.assert_close(logits[at : at + n], single[-n - 1 : -1], atol=2e-4, rtol=1e-3)
+            at += n
+    assert at == len(wanted)
+
+
+def test_teaching_reaches_answers_only(small):
+    words = small[1].tokenizer
+    packed = questions.pack(words, [[Turn("what is this?", "circle", "")]])
+    taught = packed["labels"][packed["labels"] != -100].tolist()
+    assert taught == [*words("circle")["input_ids"], words.eos_token_id]
+
+
+def test_questions_have_the_answer_their_scene_shows():
+    """With one item everything asked is about it; held-out and garment names never come up in training."""
+    composer = Composer(np.random.default_rng(1))
+    held = {name for name, _ in questions.emoji_names(True)}
+    for i in range(60):
+        turns = composer.draw(1 + i % 3)[1]
+        assert turns
+        assert {t.kind for t in turns} <= set(questions.KINDS)
+        said = {w for t in turns for w in (t.question + " " + t.answer).replace("?", "").split()}
+        assert not said & held
+        assert not said & {*items.FASHION_CLASSES}
+        if i % 3 == 0:
+            name = next(t.answer for t in turns if t.question == "what is this?")
+            assert all(t.answer == name for t in turns if t.kind == "by colour")
+
+
+def test_garments_are_no_item_of_training():
+    names = {name for held in (False, True) for name, _ in questions.emoji_names(held)}
+    assert len(names) > 400
+    assert not names & {*items.FASHION_CLASSES}
+
+
+def test_the_same_seed_draws_the_same_scene():
+    (a, s), (b, t) = (Composer(np.random.default_rng(3)).draw(2) for _ in range(2))
+    assert s == t
+    assert np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_an_unknown_split_is_said():
+    with pytest.raises(ValueError, match="train and test"):
+        questions.easy_vqa("validation")
+
+
+@shipped
+def test_shipped_weights_are_small_and_greedy_decoding_agrees_with_the_card():
+    """The card's one-pass count says what generate says."""
+    assert (FOLDER / "model.safetensors").stat().st_size < 15e6
+    model, processor = embedded.load("generative")
+    images, turns = questions.easy_vqa("test")
+    images, turns = images[:12], [row[:1] for row in turns[:12]]
+    texts = [PROMPT.format(question=row[0].question) for row in turns]
+    inputs = processor(images=images, text=texts, return_tensors="pt", padding=True)
+    made = model.generate(**inputs, max_new_tokens=6, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    said = processor.batch_decode(made, skip_special_tokens=True)
+    expected = [row[0].answer == text.strip() for row, text in zip(turns, said, strict=True)]
+    assert [row[0] for row in right(model, processor, images, turns)] == expected
