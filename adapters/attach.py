@@ -27,9 +27,6 @@ from arr_coc.percept import Percept
 
 logger = logging.getLogger(__name__)
 _attached: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
-_CHUNK = (
-    64  # positions answered at a time, so that a long teacher-forced sequence needs no memory in proportion
-)
 
 
 class ArrCocModel(nn.Module):

@@ -1,6 +1,5 @@
 """Structure: find towers, blocks and attention by what a model is made of, not by a list of its names."""
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,9 +143,3 @@ def choose_sites(sites: tuple[int, ...], depth: int, default: tuple[int, ...]) -
         if place not in chosen:
             chosen.append(place)
     return tuple(chosen)
-
-
-def nearest_module(model: nn.Module, path: str) -> str:
-    """The module path closest to the one given, for error messages."""
-    near = difflib.get_close_matches(path, [p for p, _ in model.named_modules() if p], n=1, cutoff=0.0)
-    return near[0] if near else ""

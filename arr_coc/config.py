@@ -43,7 +43,6 @@ class ArrCocConfig:
         context_reset: start a context that was never met from the model's own relevance, not from what was
             learned for contexts like it.
         context_ridge: the prior 1/variance of Q.
-        feature_key: whiten the features on the update side by their recursive variance.
         error: with labels, what is fed back: t - softmax(s v) ("softmax", the gradient of the log-likelihood
             over s) or t - v ("squared"). Values of a young readout are noisy, and t - v then teaches
             relevance to blur.
@@ -85,7 +84,6 @@ class ArrCocConfig:
     context_key: bool = True
     context_reset: bool = True
     context_ridge: float = 0.1
-    feature_key: bool = False
     error: str = "softmax"
     teaching_scale: float = 2.5
     rule: str = "attention_gated"
