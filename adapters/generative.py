@@ -122,7 +122,8 @@ class GenerativeBody:
         if isinstance(keep, Tensor):
             return keep.cpu()
         start = length - min(int(keep), length)
-        image = None if ids is None else (ids == self.image_token).any(0).nonzero().flatten()
+        shown = ids is not None and inputs.get("pixel_values") is not None
+        image = (ids == self.image_token).any(0).nonzero().flatten() if shown else None
         if image is not None and len(image):
             start = max(start, int(image[-1]))
         return torch.arange(start, length)
@@ -130,7 +131,8 @@ class GenerativeBody:
     def read_prompt(self, capture: Capture, inputs: dict[str, Any]) -> Prompt | None:
         """The prompt of this pass if it has image tokens, else the one that a decoding step goes on from."""
         ids = inputs.get("input_ids")
-        if ids is None or not (ids == self.image_token).any():
+        # without pixels an image token is only a word that the model has written
+        if ids is None or inputs.get("pixel_values") is None or not (ids == self.image_token).any():
             batch = capture.tokens[self.sites[0]].shape[0]
             return self.prompt if self.prompt is not None and len(self.prompt.context) == batch else None
         image = ids == self.image_token

@@ -260,3 +260,15 @@ def test_two_attached_models_do_not_see_each_other() -> None:
     assert torch.equal(two(**inputs).logits_per_image, untouched)
     two.learn(**inputs, labels=torch.tensor([0, 1, 2]))
     two.detach()
+
+
+def test_an_image_token_that_the_model_writes_itself_is_only_a_word() -> None:
+    attached, inputs = attach(tiny.generative(), SMALL), tiny.generative_inputs()
+    asked = {**inputs, "max_new_tokens": 4, "do_sample": False}
+    learner = attached.learner
+    for _ in range(20):
+        seen = attached.perceive(**{**tiny.answered(inputs, torch.tensor([[7, 2], [8, 2]]))})
+        learner.learn(seen.percept, [str(tiny.IMAGE), "2"] * 2)
+    written = attached.generate(**asked)[:, inputs["input_ids"].shape[1] :]
+    assert (written[:, 0] == tiny.IMAGE).all()
+    attached.detach()
