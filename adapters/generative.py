@@ -122,7 +122,7 @@ class GenerativeBody:
         if isinstance(keep, Tensor):
             return keep.cpu()
         start = length - min(int(keep), length)
-        shown = ids is not None and inputs.get("pixel_values") is not None
+        shown = ids is not None and _shown(inputs)
         image = (ids == self.image_token).any(0).nonzero().flatten() if shown else None
         if image is not None and len(image):
             start = max(start, int(image[-1]))
@@ -131,8 +131,7 @@ class GenerativeBody:
     def read_prompt(self, capture: Capture, inputs: dict[str, Any]) -> Prompt | None:
         """The prompt of this pass if it has image tokens, else the one that a decoding step goes on from."""
         ids = inputs.get("input_ids")
-        # without pixels an image token is only a word that the model has written
-        if ids is None or inputs.get("pixel_values") is None or not (ids == self.image_token).any():
+        if ids is None or not _shown(inputs) or not (ids == self.image_token).any():
             batch = capture.tokens[self.sites[0]].shape[0]
             return self.prompt if self.prompt is not None and len(self.prompt.context) == batch else None
         image = ids == self.image_token
@@ -206,3 +205,11 @@ class GenerativeBody:
                 logits=logits, labels=inputs["labels"], vocab_size=vocabulary
             )
         return output
+
+
+def _shown(inputs: dict[str, Any]) -> bool:
+    """Whether this pass brings images; without them an image token is only a word that the model has written.
+
+    `generate` encodes images ahead of its first pass and hands over what came out.
+    """
+    return inputs.get("pixel_values") is not None or bool(inputs.get("mm_encoder_outputs"))

@@ -267,7 +267,7 @@ def test_an_image_token_that_the_model_writes_itself_is_only_a_word() -> None:
     asked = {**inputs, "max_new_tokens": 4, "do_sample": False}
     learner = attached.learner
     for _ in range(20):
-        seen = attached.perceive(**{**tiny.answered(inputs, torch.tensor([[7, 2], [8, 2]]))})
+        seen = attached.perceive(**tiny.answered(inputs, torch.tensor([[7, 2], [8, 2]])))
         learner.learn(seen.percept, [str(tiny.IMAGE), "2"] * 2)
     written = attached.generate(**asked)[:, inputs["input_ids"].shape[1] :]
     assert (written[:, 0] == tiny.IMAGE).all()
