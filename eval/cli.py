@@ -227,7 +227,8 @@ def card(
 
         model, processor = embedded.load(name)
         cards = importlib.import_module(f"arr_coc.eval.cards_{name}")
-        typer.echo(cards.table(cards.scores(model, processor, seed, small)))
+        size = small if name == "dual" else (200 if small else None)
+        typer.echo(cards.table(cards.scores(model, processor, seed, size)))
 
 
 def main() -> None:

@@ -264,7 +264,8 @@ def test_an_unknown_method_names_the_nearest() -> None:
 
 def test_controls_without_a_place_are_left_out() -> None:
     with_all, without = (methods.available(fake_store(contexts=c)) for c in (True, False))
-    assert with_all == list(methods.METHODS)
+    assert with_all == [n for n, s in methods.METHODS.items() if s.role != "ablation"]
+    assert set(methods.ABLATIONS).isdisjoint(with_all)
     assert set(with_all) - set(without) == {"zero-shot-joined", "oracle", "cells-context"}
 
 
