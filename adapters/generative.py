@@ -122,8 +122,9 @@ class GenerativeBody:
         if isinstance(keep, Tensor):
             return keep.cpu()
         start = length - min(int(keep), length)
-        shown = ids is not None and _shown(inputs)
-        image = (ids == self.image_token).any(0).nonzero().flatten() if shown else None
+        image = None
+        if isinstance(ids, Tensor) and _shown(inputs):
+            image = (ids == self.image_token).any(0).nonzero().flatten()
         if image is not None and len(image):
             start = max(start, int(image[-1]))
         return torch.arange(start, length)
