@@ -321,9 +321,7 @@ def main() -> None:
     seen: dict[str, Any] = {}
     for step in range(args.steps):
         done = step / args.steps
-        if (
-            args.stop_at
-        ):  # wall clock decides when other work shares the machine; the exact order of scenes is the same
+        if args.stop_at:  # the schedule follows the clock; the scenes and their order follow the seed
             done = max(done, (time.time() - began) / (args.stop_at - began))
             if done >= 1:
                 break
