@@ -1,6 +1,6 @@
 """Training scenes with words: every phrase comes with the exact tokens it names.
 
-A `World` holds the concepts that training may show (seen emoji in two artworks, shapes, digits) and their
+A `World` holds the concepts that training may show (seen emoji in four artworks, shapes, digits) and their
 words. `sample` draws a scene: one to sixteen items, natural or tinted, with blank cells, repeats and
 augmentation, and phrases for names, keywords, groups, colours and places. A mask is a union: "red" names the
 tokens of every red item.
@@ -9,7 +9,7 @@ tokens of every red item.
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from arr_coc.training import items, scenes
 
@@ -73,9 +73,12 @@ class World:
     """
 
     def __init__(self, seen_only: bool = True) -> None:
-        art = [items.emoji("noto"), items.emoji("twemoji")]
+        art = [items.emoji(name) for name in items.SHIPPED]
         keep = np.flatnonzero(~art[0].held_out) if seen_only else np.arange(len(art[0].names))
-        self.images = np.stack([a.images[keep] for a in art])  # (2, E, 48, 48, 4)
+        self.images = np.stack([a.images[keep] for a in art])  # (A, E, 48, 48, 4)
+        self.drawn_by = [
+            np.flatnonzero(there) for there in self.images[..., 3].any((2, 3)).T
+        ]  # arts by concept
         self.emoji = len(keep)
         self.rows = keep  # row in the emoji files
         self.names = [art[0].names[i] for i in keep] + list(items.SHAPES) + list(items.DIGITS)
@@ -107,16 +110,14 @@ class World:
         )
 
     def _draw(self, concept: int, art: int, colour: str | None, rng: np.random.Generator) -> np.ndarray:
-        """One item as RGBA, augmented: a flip, a blur to 28 px, a tilt, brightness."""
+        """One item as RGBA, augmented: a flip, a blur to 28 px, a tilt, another manner of drawing."""
         if concept < self.emoji:
             rgba = self.images[art, concept]
             if self.groups[concept] in _FLIPPABLE and rng.random() < 0.4:
                 rgba = rgba[:, ::-1]
             if colour is None:
                 if rng.random() < 0.5:
-                    gain, shift = rng.uniform(0.75, 1.2), rng.uniform(-20, 20)
-                    rgba = rgba.copy()
-                    rgba[..., :3] = np.clip(rgba[..., :3] * gain + shift, 0, 255)
+                    rgba = _redrawn(rgba, rng)
             else:
                 rgba = scenes.tint(self._grey(rgba, rng), colour)
         elif concept < self.emoji + 3:
@@ -175,7 +176,11 @@ class World:
                 )
             elif concepts[cell] >= self.emoji:
                 colours[cell] = names[rng.integers(len(names))]
-        arts = rng.integers(0, 2, cells)
+        arts = rng.integers(0, len(self.images), cells)
+        for cell in np.flatnonzero(filled):
+            if concepts[cell] < self.emoji:
+                drawn_by = self.drawn_by[concepts[cell]]
+                arts[cell] = drawn_by[arts[cell] % len(drawn_by)]
         drawn = [
             self._draw(int(concepts[c]), int(arts[c]), colours[c], rng) if filled[c] else None
             for c in range(cells)
@@ -275,6 +280,22 @@ class World:
 def _part(colour: str, name: str, place: str) -> str:
     text = f"{colour} {name}" if colour else name
     return f"the {text} in the {place}" if place else f"the {text}"
+
+
+def _redrawn(rgba: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The same drawing in another manner: brightness and saturation change, a dark outline may be drawn."""
+    rgba = rgba.copy()
+    body = rgba[..., :3].astype(np.float32)
+    if rng.random() < 0.5:
+        grey = body.mean(-1, keepdims=True)
+        body = grey + rng.uniform(0.4, 1.5) * (body - grey)
+    body = body * rng.uniform(0.75, 1.2) + rng.uniform(-20, 20)
+    if rng.random() < 0.4:  # along the silhouette, inwards, 2 px
+        alpha = Image.fromarray(np.ascontiguousarray(rgba[..., 3]))
+        edge = np.asarray(alpha, np.float32) - np.asarray(alpha.filter(ImageFilter.MinFilter(5)))
+        body *= 1 - 0.85 * edge[..., None] / 255
+    rgba[..., :3] = body.clip(0, 255)
+    return rgba
 
 
 def _thumb(item: np.ndarray | None) -> np.ndarray:

@@ -17,7 +17,7 @@ LENGTH = 32  # text tokens
 MEAN = STD = 0.5
 
 
-def tokenizer(texts: Iterable[str], vocabulary: int = 4000) -> CLIPTokenizer:
+def tokenizer(texts: Iterable[str], vocabulary: int = 8000) -> CLIPTokenizer:
     """CLIP's own tokenizer with merges learned from these texts. Single characters are in, so nothing is
     unknown."""
     base = CLIPTokenizer(bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=EOS)

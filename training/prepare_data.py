@@ -1,12 +1,14 @@
 """Builds the data files in training/data/ from the packages that publish them; run once, the result is
 shipped.
 
-    npm install emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 emojibase-data@17.0.0
-    apt-get install dataset-fashion-mnist
+    npm install emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 emojibase-data@17.0.0 \\
+        @lobehub/fluent-emoji-3d@1.1.0 @lobehub/fluent-emoji-flat@1.1.0
+    apt-get install dataset-fashion-mnist && pip install cairosvg
     python -m arr_coc.training.prepare_data node_modules /usr/share/datasets/fashion-mnist training/data
 
-Only art whose licence allows shipping is read: Noto (Apache-2.0) and Twemoji (CC-BY 4.0). Names and
-keywords are emojibase's (MIT), Fashion-MNIST is Zalando's (MIT).
+Only art whose licence allows shipping is read: Noto (Apache-2.0), Twemoji (CC-BY 4.0) and Microsoft's
+Fluent Emoji, modelled and flat (MIT). Names and keywords are emojibase's (MIT), Fashion-MNIST is Zalando's
+(MIT).
 """
 
 import argparse
@@ -21,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-ART = {"noto": ("emoji-datasource-google", "google"), "twemoji": ("emoji-datasource-twitter", "twitter")}
+SHEETS = {"noto": ("emoji-datasource-google", "google"), "twemoji": ("emoji-datasource-twitter", "twitter")}
+FLUENT = {"fluent_3d": "@lobehub/fluent-emoji-3d", "fluent_flat": "@lobehub/fluent-emoji-flat"}
 HELD_OUT_PERCENT = 15
 SIDE = 48  # px: a cell of a 2x2 scene
 
@@ -62,15 +65,35 @@ def webp(image: Image.Image, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def emoji_table(node_modules: Path, package: str, folder: str) -> pa.Table:
-    """One row a concept that this artwork has: name, keywords, group, held_out and a 48 px WebP image."""
+def sheet_files(node_modules: Path, package: str, folder: str) -> dict[str, Path]:
+    """Bare hexcode -> picture of an emoji-datasource package."""
     root = node_modules / package
-    files = {bare(row["unified"]): row["image"] for row in json.loads((root / "emoji.json").read_text())}
+    rows = json.loads((root / "emoji.json").read_text())
+    return {bare(row["unified"]): root / "img" / folder / "64" / row["image"] for row in rows}
+
+
+def fluent_files(node_modules: Path, package: str) -> dict[str, Path]:
+    """Bare hexcode -> picture (WebP or SVG) of a Fluent package, which names its files by code points."""
+    return {bare(path.stem): path for path in sorted((node_modules / package / "assets").iterdir())}
+
+
+def picture(path: Path) -> Image.Image:
+    """A picture as RGBA; an SVG is drawn at 144 px."""
+    if path.suffix != ".svg":
+        return Image.open(path).convert("RGBA")
+    import cairosvg  # for preparing data only
+
+    drawn = cairosvg.svg2png(url=str(path), output_width=144, output_height=144)
+    return Image.open(io.BytesIO(drawn)).convert("RGBA")
+
+
+def emoji_table(emojibase: Path, files: dict[str, Path]) -> pa.Table:
+    """One row a concept that this artwork has: name, keywords, group, held_out and a 48 px WebP image."""
     rows = []
-    for concept in concepts(node_modules / "emojibase-data"):
-        path = root / "img" / folder / "64" / files.get(bare(concept["hexcode"]), "missing")
-        if path.is_file():
-            art = Image.open(path).convert("RGBA").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    for concept in concepts(emojibase):
+        path = files.get(bare(concept["hexcode"]))
+        if path is not None and path.is_file():
+            art = picture(path).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             rows.append(concept | {"image": webp(art, quality=92)})
     return pa.Table.from_pylist(rows)
 
@@ -95,7 +118,7 @@ def fashion_table(folder: Path, prefix: str, count: int) -> pa.Table:
 
 
 def main() -> None:
-    """Writes noto, twemoji and the two Fashion-MNIST files, and prints what each holds."""
+    """Writes the four artworks and the two Fashion-MNIST files, and prints what each holds."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,7 +127,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    tables = {name: emoji_table(args.node_modules, *where) for name, where in ART.items()}
+    files = {name: sheet_files(args.node_modules, *where) for name, where in SHEETS.items()}
+    files |= {name: fluent_files(args.node_modules, package) for name, package in FLUENT.items()}
+    tables = {name: emoji_table(args.node_modules / "emojibase-data", f) for name, f in files.items()}
     tables["fashion_mnist_train"] = fashion_table(args.fashion, "train", 20_000)
     tables["fashion_mnist_test"] = fashion_table(args.fashion, "t10k", 10_000)
     for name, table in tables.items():

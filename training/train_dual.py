@@ -1,13 +1,13 @@
 """Trains the built-in dual encoder on composed scenes; about an hour on two cores, no GPU, deterministic
-from --seed.
+from --seed and --threads.
 
-    python -m arr_coc.training.train_dual --out runs/dual --steps 3600
+    python -m arr_coc.training.train_dual --out runs/dual
     cp -r runs/dual/final/* adapters/embedded/dual/
 
-What is taught: which item (patch tokens and cells against names), where (uniform mass over a named cell),
-what
-colour, what is at a named place, and which caption is true; with EfficientNet-lite0 and MiniLM as teachers of
-picture and word. Patch tokens are projected exactly as at use: visual_projection(post_layernorm(tokens)).
+What is taught: which item (patch tokens and cells against names), where (uniform mass over a named cell), of
+what colour, what is at a named place, which caption is true; with EfficientNet-lite0 and MiniLM as teachers of
+picture and word, MiniLM for common English words as well, so that a name no picture taught has a place.
+Patch tokens are projected exactly as at use: visual_projection(post_layernorm(tokens)).
 """
 
 import argparse
@@ -27,6 +27,7 @@ from arr_coc.training import dual_model, teachers
 from arr_coc.training.captions import GROUP_WORDS, NAME_TEMPLATES, Scene, World
 
 CELLS, PHRASES, PCA = 16, 24, 128
+COMMON, HEARD = 10_000, 128  # English words beside those of the scenes, and how many a step hears
 
 
 class Heads(nn.Module):
@@ -42,9 +43,9 @@ class Heads(nn.Module):
         )
 
 
-def taught(world: World, cache: Path) -> dict[str, np.ndarray]:
-    """The teachers' answers: lite0 (2, E, 128) principal components, MiniLM (T, 384) for every text in
-    world.plain."""
+def taught(world: World, common: list[str], cache: Path) -> dict[str, np.ndarray]:
+    """The teachers' answers: lite0 (A, E, 128) principal components, MiniLM (T, 384) for every text in
+    world.plain and (COMMON, 384) for the common words."""
     if not cache.is_file():
         images = [teachers.on_background(rgba) for art in world.images for rgba in art]
         features = teachers.lite0_features(images)
@@ -53,7 +54,13 @@ def taught(world: World, cache: Path) -> dict[str, np.ndarray]:
         pictures = features @ axes[:PCA].T
         pictures /= pictures.std()
         words = teachers.minilm_features(sorted(world.plain))
-        np.savez(cache, pictures=pictures.reshape(2, world.emoji, PCA), words=words - words.mean(0))
+        centre = words.mean(0)
+        np.savez(
+            cache,
+            pictures=pictures.reshape(len(world.images), world.emoji, PCA),
+            words=words - centre,
+            common=teachers.minilm_features(common) - centre,
+        )
     return dict(np.load(cache))
 
 
@@ -61,9 +68,14 @@ class Batcher:
     """Scenes as padded arrays: every unique text once, every phrase and cell with its tokens."""
 
     def __init__(
-        self, world: World, processor: CLIPProcessor, answers: dict[str, np.ndarray], seed: int
+        self,
+        world: World,
+        common: list[str],
+        processor: CLIPProcessor,
+        answers: dict[str, np.ndarray],
+        seed: int,
     ) -> None:
-        self.world, self.answers = world, answers
+        self.world, self.common, self.answers = world, common, answers
         self.words = processor.tokenizer
         self.rng = np.random.default_rng(seed)
         self.plain = sorted(world.plain)
@@ -97,6 +109,7 @@ class Batcher:
         extra = [self.plain[i] for i in self.rng.integers(len(self.plain), size=64)]
         short = self.by_length([*short, *sorted(set(extra) - set(short))])
         where = {text: i for i, text in enumerate(short)}
+        heard = self.rng.choice(len(self.common), HEARD, replace=False)
         cell_mask = np.zeros((size, CELLS, 144), np.float32)
         concept = np.full((size, CELLS), -1)
         cell_text = np.zeros((size, CELLS), int)
@@ -123,6 +136,8 @@ class Batcher:
             - 1,
             "short": self.encode(short),
             "long": self.encode([s.caption for s in told] + [s.wrong_caption or s.caption for s in told]),
+            "heard": self.encode([self.common[i] for i in heard]),
+            "heard_word": torch.from_numpy(self.answers["common"][heard]).float(),
             "true": torch.from_numpy(self._true(short)),
             "same": torch.from_numpy(self._same(told)),
             "word": torch.from_numpy(
@@ -188,6 +203,7 @@ def losses(model: CLIPModel, heads: Heads, batch: dict) -> dict[str, Tensor]:
         projected = model.visual_projection(hidden)  # (B, 145, D)
         names = torch.cat([say(model, part) for part in thirds(batch["short"])])
         captions = say(model, batch["long"])
+        heard = say(model, batch["heard"])
     hidden, projected = hidden.float(), projected.float()
     scale = model.logit_scale.exp()
     names, captions = (
@@ -248,6 +264,8 @@ def losses(model: CLIPModel, heads: Heads, batch: dict) -> dict[str, Tensor]:
     out["thumb"] = 20 * F.mse_loss(heads.thumb(features), batch["thumb"][shown])
     worded = batch["word"].abs().sum(1) > 0
     out["word"] = 1 - F.cosine_similarity(heads.word(names[worded]), batch["word"][worded]).mean()
+    heard = heads.word(F.normalize(heard.float(), dim=1))
+    out["heard"] = 1 - F.cosine_similarity(heard, batch["heard_word"]).mean()
     meaning = batch["word"][batch["cell_text"][shown]]
     out["meaning"] = 1 - F.cosine_similarity(heads.word(cells), meaning)[meaning.abs().sum(1) > 0].mean()
     return out
@@ -261,6 +279,7 @@ WEIGHTS = {
     "picture": 1.0,
     "thumb": 0.3,
     "word": 1.5,
+    "heard": 1.0,
     "meaning": 0.5,
 }
 
@@ -283,16 +302,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--stop-at", type=float, help="unix time by which the schedule has to be over, whatever --steps"
-    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
@@ -300,11 +316,14 @@ def main() -> None:
 
     # model
     world = World()
-    words = dual_model.tokenizer(world.told.keys() | {g for many in GROUP_WORDS.values() for g in many})
+    common = teachers.common_words(COMMON)
+    scene_words = world.told.keys() | {g for many in GROUP_WORDS.values() for g in many}
+    words = dual_model.tokenizer([*sorted(scene_words), *common])
     processor = dual_model.processor(words)
     model = dual_model.build(words, args.width)
     heads = Heads(args.width, 256)
-    batcher = Batcher(world, processor, taught(world, args.out / "teachers.npz"), args.seed)
+    answers = taught(world, common, args.out / "teachers.npz")
+    batcher = Batcher(world, common, processor, answers, args.seed)
     dual_model.start(model, np.stack([world.sample(np.random.default_rng(i)).pixels for i in range(200)]))
     print(
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(words)} tokens",
@@ -321,10 +340,6 @@ def main() -> None:
     seen: dict[str, Any] = {}
     for step in range(args.steps):
         done = step / args.steps
-        if args.stop_at:  # the schedule follows the clock; the scenes and their order follow the seed
-            done = max(done, (time.time() - began) / (args.stop_at - began))
-            if done >= 1:
-                break
         rate = args.rate * min(1, (step + 1) / 150) * (0.5 + 0.5 * math.cos(math.pi * done))
         for group in optimiser.param_groups:
             group["lr"] = max(rate, 1e-6)
