@@ -29,6 +29,8 @@ class ArrCocConfig:
             own for a context, 0 where it has one (what the image's summary attends to says little about what
             was asked).
         own_gain: weight of the model's own patch-text score in the log-precision.
+        unasked_gain: what both weights are multiplied with where nothing was asked and the image's own
+            embedding is the context; 0 makes relevance even there.
         clamp: |gamma| is kept under this after the mean is subtracted.
         lateral: lambda of the settling, in [0, 2); 0 is the closed form (one softmax).
         spread: relevance is shared with the tokens up to this far away on the grid, where there is one; 0 for
@@ -73,6 +75,7 @@ class ArrCocConfig:
     expansion: int = 256
     attention_gain: float | None = None
     own_gain: float = 1.0
+    unasked_gain: float = 0.0
     clamp: float = 20.0
     lateral: float = 0.0
     spread: int = 2
@@ -124,7 +127,7 @@ class ArrCocConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 is needed")
-        for name in ("eta", "eta_ladder", "eta_readout", "eta_error", "own_gain"):
+        for name in ("eta", "eta_ladder", "eta_readout", "eta_error", "own_gain", "unasked_gain"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: a finite number of at least 0 is needed")
         if self.attention_gain is not None and not 0 <= self.attention_gain < float("inf"):

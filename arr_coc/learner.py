@@ -126,6 +126,7 @@ class Learner(nn.Module):
         own = None if percept.own is None else percept.own.float()
         gain = self.config.attention_gain
         gain = float(own is None) if gain is None else gain
+        asked = self.config.unasked_gain if percept.asked == "image" else 1.0
         return log_precision(
             percept.attention.float(),
             context,
@@ -133,8 +134,8 @@ class Learner(nn.Module):
             weight,
             own,
             percept.mask,
-            attention_gain=gain,
-            own_gain=self.config.own_gain,
+            attention_gain=asked * gain,
+            own_gain=asked * self.config.own_gain,
             clamp=self.config.clamp,
         )
 

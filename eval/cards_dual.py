@@ -29,6 +29,7 @@ from arr_coc.eval.cards_tower import (
     ridge_accuracy,
     say,
 )
+from arr_coc.eval.exam import pointing
 from arr_coc.training import items, scenes, teachers
 
 GROUPS = (
@@ -148,11 +149,10 @@ def draw_scenes(
     return images, np.array(which), np.array(tints)
 
 
-def pointing(maps: torch.Tensor, masks: np.ndarray) -> np.ndarray:
-    """1 where the largest token of a map (Q, 144) lies in its mask (Q, 144), shared under ties: (Q,)."""
-    top = maps == maps.max(1, keepdim=True).values
-    truth = torch.from_numpy(masks)
-    return ((top & truth).sum(1) / top.sum(1)).numpy()
+def _hits(maps: torch.Tensor, masks: np.ndarray) -> np.ndarray:
+    """Pointing of every map (n, cells, 144) at its cell's mask (cells, 144): (n cells,)."""
+    truth = torch.from_numpy(np.tile(masks, (len(maps), 1)))
+    return pointing(maps.flatten(0, 1), truth).numpy()
 
 
 def grounding(model, processor, seed: int, n: int, label: str = "") -> list[Row]:
@@ -175,7 +175,7 @@ def grounding(model, processor, seed: int, n: int, label: str = "") -> list[Row]
             unit = F.normalize(seen["tokens"], dim=2)
             masks = np.stack([scenes.cell_mask(grid, c).reshape(-1) for c in range(grid * grid)])
             maps = texts[which] @ unit.transpose(1, 2)  # (n, cells, 144)
-            hits = pointing(maps.flatten(0, 1), np.tile(masks, (n, 1)))
+            hits = _hits(maps, masks)
             target = {("seen concepts", 2): 0.9, ("seen concepts", 3): 0.8, ("held-out concepts", 2): 0.65}
             aim = target.get((kind, grid), 0.45)
             rows.append(
@@ -198,12 +198,12 @@ def grounding(model, processor, seed: int, n: int, label: str = "") -> list[Row]
         unit = F.normalize(look(model, processor, images)["tokens"], dim=2)
         words = say(model, processor, cues)
         maps = words[tints] @ unit.transpose(1, 2)
-        hits = pointing(maps.flatten(0, 1), np.tile(masks, (n, 1)))
+        hits = _hits(maps, masks)
         name = f"{label}{len(cues)} colour words, garments, {grid}x{grid}"
         rows.append(Row("pointing", name, hits.mean(), hits.size, 1 / grid**2, 0.95))
         places = say(model, processor, [p[0] for p in scenes.PLACES[grid]])
         maps = places @ unit.transpose(1, 2)
-        hits = pointing(maps.flatten(0, 1), np.tile(masks, (n, 1)))
+        hits = _hits(maps, masks)
         rows.append(
             Row(
                 "pointing",

@@ -126,7 +126,9 @@ def evaluate(
     held: Annotated[
         int | None, typer.Option(help="held-out concepts for zero-shot retention; 0: none")
     ] = None,
-    model: Annotated[str, typer.Option(help="'dual', or a folder with a CLIPModel")] = "dual",
+    model: Annotated[
+        str | None, typer.Option(help="a folder with a model; by default the built-in one for the stream")
+    ] = None,
     out: Annotated[Path, typer.Option(help="raw records; runs that stand there are not repeated")] = Path(
         "runs/eval.jsonl"
     ),

@@ -75,7 +75,7 @@ def demo(
     for method_name in chosen:
         spec = methods.spec(method_name)
         settings = {"rate": RATES[method_name]} if method_name in RATES else {}
-        setup = methods.Setup(store, ArrCocConfig(), 2, seed, here.model, settings)
+        setup = methods.Setup(store, ArrCocConfig(), 2, seed, here.model, here.processor, settings)
         method = spec.make(setup)
         raw = one(method, plan, store, size, here.held, progress=progress)
         if method_name == "plugin":

@@ -15,7 +15,6 @@ from torch import Tensor
 from arr_coc.eval import percepts
 from arr_coc.eval.methods_features import Method
 from arr_coc.eval.percepts import Plan, Progress, Store
-from arr_coc.eval.world import held_out_samples
 
 Record = dict[str, Any]
 EXAM_BATCH = 100
@@ -50,7 +49,7 @@ def pictures(plan: Plan, split: str, which: Iterable[int], probe: int = 0) -> li
 
 def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
     """Score every probe once, after `over` experiences."""
-    texts = store.classes
+    texts = store.candidates
     right: list[Tensor] = []
     scores: list[Tensor] = []
     hits: list[Tensor] = []
@@ -64,19 +63,20 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
             answer = method.answer(batch, texts)
             answered.append(answer.scores.float())
             if answer.relevance is not None and batch.mask is not None:
-                pointed.append(pointing(answer.relevance, batch.mask))
+                true = batch.mask.any(1)  # a sample without a truth has nothing to be pointed at
+                pointed.append(pointing(answer.relevance[true], batch.mask[true]))
         scores.append(torch.cat(answered))
         hits += [torch.cat(pointed)] if pointed else []
-        right.append(_right(scores[-1], store.label[rows]))
+        right.append(store.right(scores[-1], rows))
     union: list[float | None] = []
     for k in range(len(plan.probes)):
         if k >= over:
             union.append(None)
             continue
-        allowed = torch.tensor([t in plan.met[k] for t in texts])
-        narrowed = [s.masked_fill(~allowed, -torch.inf) for s in scores[: k + 1]]
-        labels = [store.label[rows] for rows in plan.probes[: k + 1]]
-        union.append(float(_right(torch.cat(narrowed), torch.cat(labels)).mean()))
+        barred = ~store.allowed(plan.met[k])
+        told = zip(scores[: k + 1], plan.probes, strict=False)
+        narrowed = [store.right(s.masked_fill(barred, -torch.inf), rows) for s, rows in told]
+        union.append(float(torch.cat(narrowed).mean()))
     cumulated = [float(torch.cat(hits[: k + 1]).mean()) if k < over else None for k in range(len(hits))]
     return Exam(
         [float(r.mean()) for r in right],
@@ -86,19 +86,14 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
     )
 
 
-def _right(scores: Tensor, labels: Tensor) -> Tensor:
-    """Whether the best-scored text is the right one; a method that can say nothing is wrong, (B,)."""
-    return ((scores.argmax(1) == labels) & (scores.max(1).values > -torch.inf)).float()
-
-
-def zero_shot(method: Method, held: Store, classes: list[str], images: list[Any] | None) -> float:
+def zero_shot(method: Method, held: Store, classes: list[str]) -> float:
     """Accuracy on held-out pictures, the candidates being the union of learned and held-out texts."""
-    texts = [*held.classes, *(c for c in classes if c not in held.classes)]
-    right = []
+    texts, right = held.union(classes), []
+    images = held.images if method.needs_images else None
     for start in range(0, len(held), EXAM_BATCH):
         rows = torch.arange(start, min(start + EXAM_BATCH, len(held)))
         batch = held.batch(rows, images[start : start + EXAM_BATCH] if images is not None else None)
-        right.append(_right(method.answer(batch, texts).scores.float(), held.label[rows]))
+        right.append(held.right(method.answer(batch, texts).scores.float(), rows))
     return float(torch.cat(right).mean())
 
 
@@ -121,10 +116,7 @@ def one(
         last_only: examine at the end alone (for choosing settings).
     """
     exams: list[Exam | None] = [None if last_only else examine(method, plan, store, 0)]
-    held_images = None
-    if held is not None and method.needs_images:  # the same pictures in the same order as in the store
-        held_images = [s["image"] for s in held_out_samples(len(held) // 2)]
-    before = None if held is None else zero_shot(method, held, store.classes, held_images)
+    before = None if held is None else zero_shot(method, held, store.classes)
     kept = percepts.thin(len(plan.train), n_train)
     spent, steps, examining = 0.0, 0, 0.0
     for over, end in enumerate(plan.ends, 1):
@@ -148,7 +140,7 @@ def one(
         skip = (method.final_only or last_only) and over < len(plan.ends)
         exams.append(None if skip else examine(method, plan, store, over))
         examining += time.perf_counter() - began
-    after = None if held is None else zero_shot(method, held, store.classes, held_images)
+    after = None if held is None else zero_shot(method, held, store.classes)
     points = any(e is not None and e.pointing is not None for e in exams)
     return {
         "R": [None if e is None else e.accuracy for e in exams],

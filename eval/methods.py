@@ -8,9 +8,9 @@ from typing import Any
 from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods_features as features
 from arr_coc.eval.methods_features import Method
-from arr_coc.eval.methods_lora import Lora
+from arr_coc.eval.methods_lora import Lora, LoraWords
 from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin
-from arr_coc.eval.percepts import Store
+from arr_coc.eval.percepts_words import WordStore
 
 
 @dataclass(frozen=True)
@@ -18,19 +18,21 @@ class Setup:
     """What a method is made from.
 
     Args:
-        store: percepts of the model, or of the random tower for a spec that asks for it.
+        store: percepts of the model, or of the random tower for a spec that asks for it; a `Store` of a dual
+            encoder or a `WordStore` of a generative model.
         config: of the plugin.
         grid: cells along a side of a scene, for the per-cell control.
         seed: of whatever a method draws.
-        model: the bare model, for what learns inside it.
+        model: the bare model, for what learns inside it, with its processor.
         settings: tuned on another seed.
     """
 
-    store: Store
+    store: Any
     config: ArrCocConfig
     grid: int = 2
     seed: int = 0
     model: Any = None
+    processor: Any = None
     settings: dict[str, float] = field(default_factory=dict)
 
 
@@ -45,6 +47,7 @@ class Spec:
         tower: whose percepts it reads: "model" or "random".
         grid: settings to choose from on another seed; empty where there is nothing to tune.
         needs: "contexts" or "mask" where a stream without them has no such row.
+        bodies: the kinds of model that it makes sense on.
     """
 
     make: Callable[[Setup], Method]
@@ -53,6 +56,7 @@ class Spec:
     tower: str = "model"
     grid: tuple[dict[str, float], ...] = ()
     needs: tuple[str, ...] = ()
+    bodies: tuple[str, ...] = ("dual",)
 
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -103,6 +107,8 @@ def _backprop(setup: Setup) -> Method:
 
 
 def _ranpac(setup: Setup) -> Method:
+    if isinstance(setup.store, WordStore):
+        return features.Ridge(features.random_relu(features.state, 2000, setup.seed))
     return features.Ridge(
         features.random_relu(features.with_context(features.mean_pooled, setup.store), 2000, setup.seed)
     )
@@ -130,41 +136,56 @@ def _pixels_relu(setup: Setup) -> Method:
 def _lora(setup: Setup) -> Method:
     if setup.model is None:
         raise ValueError("LoRA learns inside the model: a setup without the model cannot make it")
-    rate = setup.settings.get("rate", 1e-3)
-    return Lora(setup.model, setup.store.texts, setup.store.classes, rate, seed=setup.seed)
+    learns = {"rate": setup.settings.get("rate", 1e-3), "seed": setup.seed}
+    if isinstance(setup.store, WordStore):
+        return LoraWords(setup.model, setup.processor, **learns)
+    return Lora(setup.model, setup.store.texts, setup.store.classes, **learns)
 
 
+BOTH = ("dual", "generative")
 METHODS: dict[str, Spec] = {
-    "zero-shot": Spec(lambda s: features.ZeroShot(), "the frozen model"),
+    "zero-shot": Spec(lambda s: features.ZeroShot(), "the frozen model", bodies=BOTH),
     "zero-shot-joined": Spec(
         lambda s: features.ZeroShot(joined=True),
         "the frozen model, the context said inside every candidate text",
         needs=("contexts",),
     ),
-    "plugin": Spec(_plugin, "arr-coc"),
-    "plugin-fixed": Spec(_changed(learn_relevance=False), "arr-coc without learned relevance"),
+    "plugin": Spec(_plugin, "arr-coc", bodies=BOTH),
+    "plugin-fixed": Spec(_changed(learn_relevance=False), "arr-coc without learned relevance", bodies=BOTH),
     "lora": Spec(
         _lora,
         "PEFT LoRA r=8 on q, v + AdamW, one pass; the context said inside the texts",
+        bodies=BOTH,
         grid=tuple({"rate": r} for r in (1e-4, 3e-4, 1e-3, 3e-3)),
     ),
     "backprop": Spec(
         _backprop,
         "the same ladder, U and readout by backprop + Adam (cross-entropy)",
+        bodies=BOTH,
         grid=tuple({"rate": r} for r in RATES),
     ),
     "backprop-relevance": Spec(
         _backprop_relevance,
         "U by backprop + Adam under the same recursive readout",
+        bodies=BOTH,
         role="control",
         grid=tuple({"rate": r} for r in RATES),
     ),
     "ncm": Spec(lambda s: features.NearestMean(features.tower_output), "nearest class mean"),
-    "ranpac": Spec(_ranpac, "random projection (2,000 ReLU) + ridge on the same features and the context"),
+    "ranpac": Spec(
+        _ranpac, "random projection (2,000 ReLU) + ridge on the same features and the context", bodies=BOTH
+    ),
+    "ridge-state": Spec(
+        lambda s: features.Ridge(features.state),
+        "ridge on the final hidden state at the answer's position",
+        role="control",
+        bodies=("generative",),
+    ),
     "joint": Spec(
         lambda s: Joint(s.store, replace(s.config, seed=s.seed), s.seed),
         "all data at once, same features and capacity",
         role="bound",
+        bodies=BOTH,
     ),
     "oracle": Spec(
         lambda s: Oracle(s.store, replace(s.config, seed=s.seed)),
@@ -210,7 +231,7 @@ ABLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "with-surprise-damp": ({"surprise_gate": "damp"}, "surprise lowers the relevance update"),
 }
 METHODS |= {
-    name: Spec(_changed(**changes), about, role="ablation", needs=("contexts",))
+    name: Spec(_changed(**changes), about, role="ablation", needs=("contexts",), bodies=BOTH)
     for name, (changes, about) in ABLATIONS.items()
 }
 
@@ -227,7 +248,8 @@ def spec(name: str) -> Spec:
     return METHODS[name]
 
 
-def available(store: Store) -> list[str]:
-    """The methods that make sense on these samples."""
-    has = {"contexts": bool(store.contexts), "mask": store.mask is not None}
-    return [n for n, s in METHODS.items() if s.role != "ablation" and all(has[x] for x in s.needs)]
+def sensible(body: str, contexts: bool, mask: bool) -> list[str]:
+    """The methods that have a place on such a stream: its kind of model, and what its samples bring."""
+    has = {"contexts": contexts, "mask": mask}
+    wanted = {n: s for n, s in METHODS.items() if s.role != "ablation" and body in s.bodies}
+    return [n for n, s in wanted.items() if all(has[x] for x in s.needs)]

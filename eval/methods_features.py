@@ -71,6 +71,13 @@ def mean_pooled(batch: Batch) -> Tensor:
     return site_features(batch).mean(1)
 
 
+def state(batch: Batch) -> Tensor:
+    """A generative model's final hidden state at the answer's position, layer-normalised, (E, S)."""
+    found = batch.percept.state
+    assert found is not None
+    return torch.nn.functional.layer_norm(found.float(), found.shape[-1:])
+
+
 def tower_output(batch: Batch) -> Tensor:
     """The pooled output and the mean last token, (B, 2H)."""
     return batch.pooled.float()

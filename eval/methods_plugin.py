@@ -25,7 +25,7 @@ class Plugin(Method):
 
     def __init__(self, store: Store, config: ArrCocConfig, fused: bool = True) -> None:
         self.config, self._fused = config, fused and config.readout == "precision"
-        self.learner = Learner(config, store.site_widths, store.context.shape[1])
+        self.learner = Learner(config, store.site_widths, store.context.shape[1], store.state_width)
 
     def observe(self, batch: Batch) -> None:
         with torch.no_grad():
@@ -93,7 +93,7 @@ class Joint(Plugin):
             answer = self.learner.answer(batch.percept)
             weight = self.learner._evidence(batch.percept, answer)
             phis.append(answer.climb.phi.double())
-            weights.append(torch.ones(len(some)) if weight is None else weight)
+            weights.append(torch.ones(len(batch.labels)) if weight is None else weight)
             labels += batch.labels
         p, w = torch.cat(phis), torch.cat(weights).double().unsqueeze(1)
         target = joint.rows(labels, grow=True)
@@ -108,7 +108,7 @@ class Oracle(Method):
     def __init__(self, store: Store, config: ArrCocConfig) -> None:
         if store.mask is None:
             raise ValueError("the oracle needs the truth for relevance, and this stream has none")
-        shape = Learner(config, store.site_widths, store.context.shape[1])
+        shape = Learner(config, store.site_widths, store.context.shape[1], store.state_width)
         self.ladder = shape.ladder
         self.readout = PrecisionReadout(self.ladder.phi_width, config.ridge)
 

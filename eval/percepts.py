@@ -92,7 +92,10 @@ class Store:
         place: row of a sample by its split and index.
         grid: rows and columns that the tokens stand in.
         seconds: of one frozen forward pass per sample, as it was run here.
+        images: the pictures, where they are few.
     """
+
+    state_width = 0  # a dual encoder's percept has no state
 
     tokens: tuple[Tensor, ...]
     attention: Tensor
@@ -110,6 +113,25 @@ class Store:
     texts: TextBook
     grid: tuple[int, int] | None = None
     seconds: float = field(default=0.0, compare=False)
+    images: list[Any] | None = field(default=None, compare=False)
+
+    @property
+    def candidates(self) -> list[str]:
+        """The texts among which a probe is answered."""
+        return self.classes
+
+    def union(self, classes: list[str]) -> list[str]:
+        """These samples' own classes, and these others."""
+        return [*self.classes, *(c for c in classes if c not in self.classes)]
+
+    def allowed(self, answers: Sequence[str]) -> Tensor:
+        """Which of the candidates are among these answers, (len(candidates),)."""
+        return torch.tensor([t in answers for t in self.classes])
+
+    def right(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """Whether the best-scored text is right, (len(rows),) of 0 and 1; who can say nothing is wrong."""
+        best = scores.max(1)
+        return ((best.indices == self.label[rows]) & (best.values > -torch.inf)).float()
 
     def __len__(self) -> int:
         return len(self.label)
@@ -204,13 +226,9 @@ def plan(stream: Stream, store: Store, probe_limit: int | None = None) -> Plan:
     for probe, kept in zip(stream.probes, places, strict=True):
         asked, _ = outline(probe)
         probes.append(torch.tensor([store.place["test", asked[i]] for i in kept]))
-    taught = {name for e in stream.experiences for name in e}
-    met = [
-        [n for e in stream.experiences[: k + 1] for n in e]
-        if taught <= set(stream.classes)
-        else stream.classes
-        for k in range(count)
-    ]
+    met = stream.met or [[n for e in stream.experiences[: k + 1] for n in e] for k in range(count)]
+    if not {n for e in met for n in e} <= set(stream.classes):  # experiences are cues: any class may be meant
+        met = [stream.classes] * count
     train = torch.tensor([store.place["train", i] for i in index])
     return Plan(train, ends, probes, stream.experiences, met, stream, places)
 

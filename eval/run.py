@@ -18,10 +18,12 @@ from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods as registry
 from arr_coc.eval import percepts, records
 from arr_coc.eval.exam import Record, one
-from arr_coc.eval.percepts import Progress, Store
+from arr_coc.eval.percepts import Progress
 from arr_coc.eval.world import World, world
+from arr_coc.eval.world_words import WordWorld, word_world
 from arr_coc.training import streams
 
+GENERATIVE = ("scene-qa",)
 TUNING_SEED = 1000  # rates are chosen on this seed's samples, which no run uses
 
 
@@ -30,7 +32,7 @@ class Grid:
     """What is run.
 
     Args:
-        stream: a name of `streams.STREAMS`, for a dual encoder.
+        stream: a name of `streams.STREAMS`.
         batch: samples per step.
         n_train, n_test: options of the stream; None for its own.
         probe_limit: samples per probe at most; the counts stand in the records.
@@ -59,6 +61,11 @@ class Grid:
     def label(self) -> str:
         """The stream's name in records: with the batch size where it is not 1."""
         return self.stream if self.batch == 1 else f"{self.stream}@{self.batch}"
+
+    @property
+    def body(self) -> str:
+        """The kind of model that the stream is for: "generative" for questions, else "dual"."""
+        return "generative" if self.stream in GENERATIVE else "dual"
 
     @property
     def cells(self) -> int:
@@ -126,8 +133,8 @@ def to_records(runs: Sequence[Record]) -> list[records.Record]:
 def tune(
     name: str,
     grid: Grid,
-    worlds: Callable[[str], World],
-    stores: dict[str, Store] | None = None,
+    worlds: Callable[[str], Any],
+    stores: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, float], list[Record]]:
     """The settings with the best final accuracy on the tuning seed's samples, and what each came to.
@@ -147,7 +154,9 @@ def tune(
     plan = percepts.plan(stream, store, grid.probe_limit)
     tried: list[Record] = []
     for settings in spec.grid:
-        setup = registry.Setup(store, grid.config, grid.cells, TUNING_SEED, here.model, settings)
+        setup = registry.Setup(
+            store, grid.config, grid.cells, TUNING_SEED, here.model, here.processor, settings
+        )
         limit = None if grid.lora_train is None or name != "lora" else min(grid.lora_train, few["n_train"])
         found = one(spec.make(setup), plan, store, grid.batch, None, limit, progress, last_only=True)
         tried.append({"settings": settings, "final_accuracy": float(np.mean(found["R"][-1]))})
@@ -159,7 +168,7 @@ def run(
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] = range(5),
     orders: Sequence[int] = range(3),
-    model: str | tuple[Any, Any] = "dual",
+    model: str | tuple[Any, Any] | None = None,
     out: Path | None = None,
     cache: Path | None = None,
     held: int | None = None,
@@ -169,7 +178,8 @@ def run(
 
     Args:
         methods: names of `methods.METHODS`; None for all that make sense on this stream.
-        model: the built-in model's name, a folder, or (model, processor).
+        model: a built-in model's name, a folder, or (model, processor); None for the built-in one of the
+            stream's kind.
         out: a JSONL file; runs that stand in it are not repeated. `export` makes raw records of it.
         cache: a folder for percepts (about 1.5 GB a seed); None keeps none.
         held: held-out concepts per artwork for zero-shot retention; 0 leaves it out, None takes all.
@@ -179,25 +189,32 @@ def run(
         ValueError: for an unknown stream, method or option, before anything is run.
     """
     for name in methods or ():
-        registry.spec(name)
-    sensible = _sensible(grid.load(0, 0))
+        if grid.body not in registry.spec(name).bodies:
+            raise ValueError(f"{name} has no place on {grid.stream}, which is for a {grid.body} model")
+    first = grid.load(0, 0).samples[0]
+    sensible = registry.sensible(grid.body, first["context"] is not None, first["mask"] is not None)
+    model = grid.body if model is None else model
     names = list(methods) if methods else sensible
-    made: dict[str, World] = {}
+    made: dict[str, World | WordWorld] = {}
 
-    def worlds(tower: str) -> World:
+    def worlds(tower: str) -> World | WordWorld:
         if tower not in made:
-            made[tower] = world(model, random=tower == "random", held=1 if held == 0 else held)
+            few = 1 if held == 0 else held
+            if grid.body == "generative":
+                made[tower] = word_world(model, few)
+            else:
+                made[tower] = world(model, random=tower == "random", held=few)
         return made[tower]
 
     mark = worlds("model").fingerprint
     earlier = {r["key"]: r for r in read(out)}
     # settings are a matter of the grid, not of a seed: what an earlier run was tuned to holds for the next
     tuned = {r["group"]: (r["settings"], r["tried"]) for r in earlier.values() if "group" in r}
-    tuning: dict[str, Store] = {}
+    tuning: dict[str, Any] = {}
     done: list[Record] = []
 
     def of_seed(seed: int) -> None:
-        stores: dict[str, Store] = {}
+        stores: dict[str, Any] = {}
         for order, name in ((o, n) for o in orders for n in names):
             key = grid.key(name, seed, order, mark)
             if key in earlier:
@@ -222,7 +239,7 @@ def run(
     return done
 
 
-def _store(grid: Grid, seed: int, here: World, cache: Path | None, progress: Progress | None) -> Store:
+def _store(grid: Grid, seed: int, here: Any, cache: Path | None, progress: Progress | None) -> Any:
     sizes = {"n_train": grid.n_train, "n_test": grid.n_test}
     named = dict(grid.options) | sizes
     kept = cache and percepts.cache_path(cache, grid.stream, named, seed, here.model)
@@ -234,8 +251,8 @@ def _one_run(
     name: str,
     seed: int,
     order: int,
-    here: World,
-    store: Store,
+    here: Any,
+    store: Any,
     settings: dict[str, float],
     held: int | None,
     progress: Progress | None,
@@ -248,7 +265,7 @@ def _one_run(
     spec = registry.spec(name)
     stream = grid.load(seed, order)
     plan = percepts.plan(stream, store, grid.probe_limit)
-    setup = registry.Setup(store, grid.config, grid.cells, seed, here.model, settings)
+    setup = registry.Setup(store, grid.config, grid.cells, seed, here.model, here.processor, settings)
     limit = grid.lora_train if name == "lora" else None
     kept_out = None if held == 0 else here.held
     raw = one(spec.make(setup), plan, store, grid.batch, kept_out, limit, progress)
@@ -267,7 +284,7 @@ def _one_run(
         "n_train": len(stream.samples),
         "n_held": 0 if kept_out is None else len(kept_out),
         "chance": 1 / len(store.classes),
-        "pointing_chance": None if tested is None else float(tested.float().mean()),
+        "pointing_chance": None if tested is None else float(tested[tested.any(1)].float().mean()),
         "experiences": plan.experiences,
         "settings": settings,
         "forward_seconds": forward,
@@ -281,11 +298,3 @@ def export(runs: Sequence[Record], path: Path) -> None:
     """Write the raw records of runs; of the same run under two configs the last one stands."""
     last = {(r["label"], r["method"], r["seed"], r["order"]): r for r in runs}
     records.write(path, to_records(list(last.values())))
-
-
-def _sensible(stream: streams.Stream) -> list[str]:
-    """The methods that have a place on this stream."""
-    first = stream.samples[0]
-    has = {"contexts": first["context"] is not None, "mask": first["mask"] is not None}
-    wanted = {n: s for n, s in registry.METHODS.items() if s.role != "ablation"}
-    return [n for n, s in wanted.items() if all(has[x] for x in s.needs)]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def world(model: str | tuple[Any, Any] = "dual", random: bool = False, held: int
     try:
         names = list(dict.fromkeys(s["label"] for s in samples))
         shown = percepts.perceive_all(attached.perceive, texts, [("held", samples)], names)
+        shown = replace(shown, images=[s["image"] for s in samples])
     finally:
         attached.detach()
     return World(bare, processor, texts, shown, percepts.fingerprint(bare))

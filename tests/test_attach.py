@@ -54,6 +54,20 @@ def test_outputs_are_bit_identical_with_learning_off_and_after_detach(kind: str,
     assert _NAME not in AttentionInterface._global_mapping
 
 
+def test_relevance_is_even_where_nothing_was_asked_unless_it_is_wanted() -> None:
+    inputs = tiny.dual_inputs()
+    even = attach(tiny.dual(), SMALL)
+    torch.testing.assert_close(even(**inputs).relevance, torch.full((3, 16), 1 / 16))
+    asked = even(**inputs, context_ids=CONTEXT).relevance
+    assert float((asked - 1 / 16).abs().max()) > 1e-3
+    even.detach()
+    wanted = attach(tiny.dual(), ArrCocConfig(width=16, expansion=8, unasked_gain=1.0, spread=0))
+    seen = wanted.perceive(**inputs).percept
+    own = (seen.own - seen.own.mean(1, keepdim=True)).softmax(1)
+    torch.testing.assert_close(wanted(**inputs).relevance, own)
+    wanted.detach()
+
+
 @pytest.mark.parametrize(("kind", "attention"), MODELS)
 def test_learning_moves_the_answer_to_the_label(kind: str, attention: str) -> None:
     attached, inputs = attach(tiny.dual(kind, attention), SMALL), tiny.dual_inputs()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from arr_coc.adapters import embedded
 from arr_coc.eval import cards_dual, cards_tower
-from arr_coc.training import dual_model, items, scenes
+from arr_coc.training import dual_model, items
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +118,6 @@ def test_within_groups_ranks_only_inside_a_group() -> None:
     hit, chance = cards_dual.within_groups(scores, np.array([0, 0, 1, 1]))
     assert hit == 0.75  # row 1 prefers name 0; the nines stand in the other group
     assert chance == 0.5
-
-
-def test_pointing_shares_ties() -> None:
-    maps = torch.zeros(2, 144)
-    maps[1, 5] = 1
-    mask = scenes.cell_mask(2, 0).reshape(1, -1).repeat(2, 0)
-    assert cards_dual.pointing(maps, mask).tolist() == [0.25, 1.0]  # a constant map scores chance
 
 
 def test_tokenizer_of_training_knows_every_character() -> None:

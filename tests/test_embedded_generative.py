@@ -1,4 +1,4 @@
-"""The built-in generative model: packed questions equal single ones, the prompt is one, words are split."""
+"""The built-in generative model: packed questions equal single ones, visual tokens start as words."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from arr_coc.adapters import embedded
 from arr_coc.eval.cards_generative import right
-from arr_coc.training import generative_model, items, questions, stream_scene_qa
+from arr_coc.training import generative_model, items, questions, scenes
 from arr_coc.training.questions import PROMPT, Composer, Turn
 from arr_coc.training.train_generative import answer_logits, pixels
 
@@ -24,8 +24,44 @@ def small():
     return model, generative_model.processor(words, processor.image_processor), dual
 
 
-def test_one_prompt_everywhere():
-    assert PROMPT == stream_scene_qa.PROMPT
+def test_a_visual_token_starts_where_its_word_is(small):
+    """Names of what cells show, read off the projector by the language model's own embeddings."""
+    dual = small[2]
+    _, dual_processor = embedded.load("dual")
+    names = [name for name, _ in questions.emoji_names(False)]
+    words = generative_model.tokenizer(names)
+    model = generative_model.build(words, dual, layers=1).eval()
+    rng = np.random.default_rng(0)
+    art, rows = items.emoji("noto").images, dict(questions.emoji_names(False))
+    asked = rng.integers(len(names), size=(24, 4))
+    drawn = [
+        scenes.compose([art[rows[names[i]]] for i in four], 2, scenes.background(rng), rng) for four in asked
+    ]
+    pictures = pixels([image for image, _ in drawn])
+    generative_model.inherit(model, words, dual, dual_processor.tokenizer, pictures)
+    with torch.no_grad():
+        hidden = model.model.vision_tower(pictures, output_hidden_states=True).hidden_states[-1][:, 1:]
+        tokens = model.model.multi_modal_projector(hidden)  # (24, 144, width)
+        said = model.get_input_embeddings().weight[words.convert_tokens_to_ids(names)]
+    cells = torch.stack(
+        [tokens[:, torch.from_numpy(drawn[0][1][c].reshape(-1))].mean(1) for c in range(4)], 1
+    )
+    scores = torch.nn.functional.cosine_similarity(cells[:, :, None], said, dim=-1)  # (24, 4, names)
+    right = float((scores.argmax(2) == torch.from_numpy(asked)).float().mean())
+    assert right > 10 / len(names)  # ten times chance before a single step
+
+
+def test_spelled_words_are_their_characters(small):
+    _, processor, _ = small
+    words = processor.tokenizer
+    row = [[Turn("where is the red cat?", "top left", "where")]]
+    plain = questions.pack(words, row)
+    spelled = questions.pack(words, row, spelled=1.0, rng=np.random.default_rng(0))
+    text = words.decode(spelled["input_ids"][0], skip_special_tokens=True)
+    assert text == words.decode(plain["input_ids"][0], skip_special_tokens=True)
+    assert spelled["input_ids"].shape[1] > plain["input_ids"].shape[1]
+    kept = spelled["labels"][spelled["labels"] != -100].tolist()
+    assert kept == plain["labels"][plain["labels"] != -100].tolist()  # answers are never spelled
 
 
 def test_the_tower_starts_as_the_dual_encoders(small):

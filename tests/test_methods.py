@@ -244,7 +244,9 @@ def test_backprop_learns_relevance_and_readout() -> None:
     assert right > 0.5  # chance is a third, and it has just seen them
 
 
-@pytest.mark.parametrize("name", [n for n in methods.METHODS if n != "lora"])
+@pytest.mark.parametrize(
+    "name", [n for n, s in methods.METHODS.items() if n != "lora" and "dual" in s.bodies]
+)
 def test_every_method_answers_and_counts_its_bytes(name: str) -> None:
     store = fake_store()
     setup = methods.Setup(replace(store, pixels=torch.zeros(60, 12, dtype=torch.uint8)), CONFIG)
@@ -263,8 +265,8 @@ def test_an_unknown_method_names_the_nearest() -> None:
 
 
 def test_controls_without_a_place_are_left_out() -> None:
-    with_all, without = (methods.available(fake_store(contexts=c)) for c in (True, False))
-    assert with_all == [n for n, s in methods.METHODS.items() if s.role != "ablation"]
+    with_all, without = (methods.sensible("dual", contexts=c, mask=c) for c in (True, False))
+    assert with_all == [n for n, s in methods.METHODS.items() if s.role != "ablation" and "dual" in s.bodies]
     assert set(methods.ABLATIONS).isdisjoint(with_all)
     assert set(with_all) - set(without) == {"zero-shot-joined", "oracle", "cells-context"}
 
@@ -513,7 +515,7 @@ def test_settings_are_tuned_on_a_seed_that_no_run_uses(monkeypatch: pytest.Monke
     scores = iter([0.1, 0.7, 0.3, 0.2, 0.5])
     monkeypatch.setattr(run, "one", lambda *_, **__: {"R": [[next(scores)]]})
     store = fake_store()
-    fake = SimpleNamespace(store=lambda *_: store, model=None)
+    fake = SimpleNamespace(processor=None, store=lambda *_: store, model=None)
     grid = run.Grid("cued-clutter", n_train=24, n_test=12)
     best, tried = run.tune("backprop", grid, lambda _: fake)
     assert best == {"rate": methods.RATES[1]}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arr_coc.training import stream_scene_qa, streams
+from arr_coc.training import questions, stream_scene_qa, streams
 from arr_coc.training.items import fashion
 from arr_coc.training.scenes import COLOURS, CUE_COLOURS, PLACES
 from arr_coc.training.stream_cued import NONSENSE
@@ -281,7 +281,7 @@ def test_question_kinds_arrive_one_after_another_and_answers_with_them() -> None
     assert [s["experience"] for s in first.samples] == sorted(s["experience"] for s in first.samples)
     assert len(first.samples[0]["candidates"]) < len(first.classes)
     assert all(s["candidates"] == first.classes for probe in first.probes for s in probe)
-    assert stream_scene_qa.PROMPT.format(question=first.samples[0]["context"]).startswith("USER: <image>")
+    assert questions.PROMPT.format(question=first.samples[0]["context"]).startswith("USER: <image>")
 
 
 def test_mixing_keeps_the_samples_and_loses_the_order() -> None:

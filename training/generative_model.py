@@ -15,6 +15,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
@@ -94,9 +95,49 @@ def build(
 
 
 @torch.no_grad()
-def settle_projector(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> None:
-    """Scales the projector's first layer so that it starts with inputs of unit size, (B, 3, 96, 96)."""
-    found = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states[-1]
-    linear = model.model.multi_modal_projector.linear_1
-    torch.nn.init.normal_(linear.weight, std=float(linear.in_features**-0.5 / found[:, 1:].std()))
-    torch.nn.init.normal_(model.model.multi_modal_projector.linear_2.weight, std=linear.out_features**-0.5)
+def inherit(
+    model: LlavaForConditionalGeneration,
+    words: PreTrainedTokenizerFast,
+    dual: CLIPModel,
+    dual_words: PreTrainedTokenizerBase,
+    pixel_values: torch.Tensor,
+) -> None:
+    """A start in which a visual token already lies where the word for it lies.
+
+    In the dual encoder's shared space both have a place. The language model's embedding of a word is
+    P (t - t0), t its text embedding and P the principal components of all of them; the projector is fitted so
+    that a visual token v arrives near P (v - v0). Small inputs keep GELU all but linear:
+    gelu(x) = x / 2 + O(x^2).
+
+    Args:
+        words, dual_words: the tokenizers of the two models.
+        pixel_values: scenes to fit the projector on, (B, 3, 96, 96).
+    """
+    width = model.config.text_config.hidden_size
+    whole = [w for w in words.get_vocab() if w.isalpha() and len(w) > 1]
+    whole.sort(key=words.convert_tokens_to_ids)
+    said = dual_words(whole, padding=True, truncation=True, return_tensors="pt")
+    texts = dual.text_projection(dual.text_model(**said).pooler_output)
+    texts = torch.nn.functional.normalize(texts.double(), dim=1)  # (W, D)
+    _, size, axes = torch.linalg.svd(texts - texts.mean(0), full_matrices=False)
+    basis = axes[:width].T / (size[:width].square().sum() / len(texts)).sqrt()  # mean square norm 1
+    embedding = model.get_input_embeddings().weight
+    embedding.normal_(std=0.5 * width**-0.5)
+    embedding[words.convert_tokens_to_ids(whole)] = ((texts - texts.mean(0)) @ basis).to(embedding)
+
+    hidden = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states[-1][:, 1:]
+    shared = dual.visual_projection(dual.vision_model.post_layernorm(hidden)).flatten(0, 1)
+    shared = torch.nn.functional.normalize(shared.double(), dim=1)
+    target = (shared - shared.mean(0)) @ basis
+    target /= target.square().sum(1).mean().sqrt()
+    projector = model.model.multi_modal_projector
+    torch.nn.init.orthogonal_(projector.linear_1.weight)
+    flat = hidden.flatten(0, 1)
+    projector.linear_1.weight *= 0.3 / (flat @ projector.linear_1.weight.T).std()
+    projector.linear_1.bias.zero_()
+    bent = projector.act(projector.linear_1(flat)).double()
+    bent = torch.cat([bent, torch.ones_like(bent[:, :1])], 1)
+    gram = bent.T @ bent + 1e-4 * len(bent) * torch.eye(bent.shape[1], dtype=torch.float64)
+    fitted = torch.linalg.solve(gram, bent.T @ target)  # (H + 1, width)
+    projector.linear_2.weight.copy_(fitted[:-1].T)
+    projector.linear_2.bias.copy_(fitted[-1])

@@ -192,12 +192,28 @@ def easy_vqa(split: str) -> tuple[list[Image.Image], list[list[Turn]]]:
     return pictures, list(turns.values())
 
 
-def pack(tokenizer: Any, rows: list[list[Turn]], image_tokens: int = 144) -> dict[str, Tensor]:
+def _spell(tokenizer: Any, token: int, apart: bool) -> list[int]:
+    """A whole word's token as the tokens of its characters; any other token as it is."""
+    word = tokenizer.convert_ids_to_tokens(token) if apart else ""
+    if not word.isalpha() or len(word) < 2:
+        return [token]
+    return tokenizer.convert_tokens_to_ids([word[0], *("##" + c for c in word[1:])])
+
+
+def pack(
+    tokenizer: Any,
+    rows: list[list[Turn]],
+    image_tokens: int = 144,
+    spelled: float = 0.0,
+    rng: np.random.Generator | None = None,
+) -> dict[str, Tensor]:
     """Rows of turns on one image each -> one padded batch in which no turn sees another.
 
     Args:
         tokenizer: with `<image>` as one token; eos ends an answer.
         rows: B lists of turns.
+        spelled: share of the questions' words that are given character by character, as words that the
+            vocabulary lacks will be; drawn from `rng`.
     Returns:
         input_ids, position_ids, labels (B, T) with -100 where nothing is taught, turn (B, T): 0 prefix,
         k the k-th turn, -1 padding; attention_mask (B, 1, T, T) additive float.
@@ -212,7 +228,10 @@ def pack(tokenizer: Any, rows: list[list[Turn]], image_tokens: int = 144) -> dic
         ids, positions = list(head), list(range(len(head)))
         labels, turn = [-100] * len(head), [0] * len(head)
         for k, t in enumerate(turns, 1):
-            question = tokenizer(after.format(question=t.question))["input_ids"]
+            asked = after.format(question=t.question)
+            question = tokenizer(asked)["input_ids"]
+            if rng is not None and spelled:
+                question = [p for i in question for p in _spell(tokenizer, i, rng.random() < spelled)]
             answer = [*tokenizer(t.answer)["input_ids"], tokenizer.eos_token_id]
             n = len(question) + len(answer)
             ids += question + answer

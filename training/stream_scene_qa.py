@@ -16,7 +16,6 @@ from arr_coc.training.scenes import CUE_COLOURS, PLACES, background, compose, ti
 from arr_coc.training.streams import Rendered, Sample, Stream
 
 OPTIONS = ("grid", "kinds", "n_train", "n_test", "mixed")
-PROMPT = "USER: <image>\n{question} ASSISTANT:"  # how a question is put to a LLaVA-style model
 KINDS = ("colour", "place", "item by colour", "item by place", "count", "yes or no")
 COUNTS = ("zero", "one", "two", "three")
 
@@ -105,7 +104,7 @@ def make(
         shuffle = np.random.default_rng([seed, order, 8]).permutation(len(train))
         train = [train[i] for i in shuffle]
     probes = [Rendered([k for k in test if k.turn == e], render) for e in range(len(taught))]
-    return Stream(name, Rendered(train, render), [[k] for k in taught], met[-1], list(probes))
+    return Stream(name, Rendered(train, render), [[k] for k in taught], met[-1], list(probes), met=met)
 
 
 def _names() -> tuple[str, ...]:

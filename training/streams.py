@@ -66,6 +66,7 @@ class Stream:
         probes: held-out samples, one sequence per experience.
         batch: samples per step; 1 yields samples, more yields lists.
         skipped: why and how often a row was passed over; complete once the stream has been walked.
+        met: the answers that are possible up to each experience, where experiences are no lists of answers.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Stream:
     probes: list[Sequence[Sample]]
     batch: int = 1
     skipped: Counter[str] = field(default_factory=Counter)
+    met: list[list[str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Steps: batches."""

@@ -5,8 +5,8 @@ from --seed and --threads.
     cp -r runs/dual/final/* adapters/embedded/dual/
 
 What is taught: which item (patch tokens and cells against names), where (uniform mass over a named cell), of
-what colour, what is at a named place, which caption is true; with EfficientNet-lite0 and MiniLM as teachers of
-picture and word, MiniLM for common English words as well, so that a name no picture taught has a place.
+what colour, what is at a named place, which caption is true. EfficientNet-lite0 and MiniLM are the teachers
+of picture and word; MiniLM of common English words too, so that a name that no picture taught has a place.
 Patch tokens are projected exactly as at use: visual_projection(post_layernorm(tokens)).
 """
 

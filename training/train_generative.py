@@ -103,7 +103,7 @@ def train(args: argparse.Namespace) -> None:
     words = generative_model.tokenizer(texts)
     processor = generative_model.processor(words, dual_processor.image_processor)
     model = generative_model.build(words, dual)
-    generative_model.settle_projector(model, batcher(32)[0])
+    generative_model.inherit(model, words, dual, dual_processor.tokenizer, batcher(64)[0])
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(words):,} tokens", flush=True)
 
     tower = list(model.model.vision_tower.parameters())
@@ -121,7 +121,8 @@ def train(args: argparse.Namespace) -> None:
             p.requires_grad_(step >= args.frozen * args.steps)
         pictures, rows = batcher(args.batch)
         with torch.autocast("cpu", torch.bfloat16):
-            logits, wanted = answer_logits(model, pictures, questions.pack(words, rows))
+            packed = questions.pack(words, rows, spelled=args.spelled, rng=batcher.rng)
+            logits, wanted = answer_logits(model, pictures, packed)
         loss = F.cross_entropy(logits, wanted)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -153,7 +154,10 @@ def main() -> None:
     parser.add_argument("--tower-rate", type=float, default=0.1)
     parser.add_argument("--warmup", type=int, default=30)
     parser.add_argument("--frozen", type=float, default=0.2, help="share of the steps with a frozen tower")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--spelled", type=float, default=0.05, help="share of question words that are spelled"
+    )
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=float, default=3, help="minutes")
     train(parser.parse_args())
 

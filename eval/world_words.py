@@ -1,0 +1,94 @@
+"""The frozen world of a run on a generative model (see `world`)."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from arr_coc.adapters import attach
+from arr_coc.eval import percepts
+from arr_coc.eval.percepts import Progress
+from arr_coc.eval.percepts_words import WordStore, perceive_words, said
+from arr_coc.training import streams
+from arr_coc.training.questions import Composer
+
+
+@dataclass
+class WordWorld:
+    """A bare generative model and what it knows beside the stream.
+
+    Args:
+        held: questions about scenes of the kind that the model was trained on, with their answers.
+    """
+
+    model: Any
+    processor: Any
+    held: WordStore
+    fingerprint: str
+
+    def store(self, stream: streams.Stream, cache: Path | None, progress: Progress | None) -> WordStore:
+        """Percepts of the stream and its probes; these are not kept on disk."""
+        groups = [("train", stream.samples), *(("test", probe) for probe in stream.probes)]
+        attached = attach(self.model)
+        try:
+            return perceive_words(attached, self.processor, groups, list(stream.classes), progress=progress)
+        finally:
+            attached.detach()
+
+    def forward_seconds(self, samples: Sequence[Any], classes: list[str], repeats: int = 9) -> float:
+        """Median seconds of one frozen forward pass over these questions and answers."""
+        texts = [s["context"] for s in samples], [s["label"] for s in samples]
+        inputs, _ = said(self.processor, [s["image"] for s in samples], *texts)
+        spent = []
+        with torch.inference_mode():
+            for _ in range(repeats + 2):
+                began = time.perf_counter()
+                self.model(**inputs)
+                spent.append(time.perf_counter() - began)
+        return float(np.median(spent[2:]))
+
+
+def held_out_questions(count: int) -> list[streams.Sample]:
+    """One question about each of `count` fresh 2x2 scenes of seen concepts, as training asked them."""
+    chance = np.random.default_rng(78)
+    composer = Composer(chance)
+    samples: list[streams.Sample] = []
+    for index in range(count):
+        image, turns = composer.draw(2)
+        turn = turns[int(chance.integers(len(turns)))]
+        told = {"image": image, "label": turn.answer, "context": turn.question, "mask": None}
+        samples.append(told | {"index": index})
+    return samples
+
+
+def word_world(model: str | tuple[Any, Any] = "generative", held: int | None = None) -> WordWorld:
+    """The built-in generative model by name, one in a folder, or a (model, processor).
+
+    Args:
+        held: questions for zero-shot retention; None for 300.
+    """
+    if isinstance(model, tuple):
+        bare, processor = model
+    elif Path(model).is_dir():
+        from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+        bare = LlavaForConditionalGeneration.from_pretrained(
+            model, dtype=torch.float32, local_files_only=True
+        ).eval()
+        processor = LlavaProcessor.from_pretrained(model, local_files_only=True)
+    else:
+        from arr_coc.adapters import embedded
+
+        bare, processor = embedded.load(model)
+    samples = held_out_questions(300 if held is None else held)
+    attached = attach(bare)
+    try:
+        answers = list(dict.fromkeys(s["label"] for s in samples))
+        shown = perceive_words(attached, processor, [("held", samples)], answers, keep_images=True)
+    finally:
+        attached.detach()
+    return WordWorld(bare, processor, shown, percepts.fingerprint(bare))
