@@ -56,7 +56,7 @@ def test_outputs_are_bit_identical_with_learning_off_and_after_detach(kind: str,
 
 def test_relevance_is_even_where_nothing_was_asked_unless_it_is_wanted() -> None:
     inputs = tiny.dual_inputs()
-    even = attach(tiny.dual(), SMALL)
+    even = attach(tiny.dual(), ArrCocConfig(width=16, expansion=8, spread=0))
     torch.testing.assert_close(even(**inputs).relevance, torch.full((3, 16), 1 / 16))
     asked = even(**inputs, context_ids=CONTEXT).relevance
     assert float((asked - 1 / 16).abs().max()) > 1e-3
