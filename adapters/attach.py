@@ -383,7 +383,7 @@ def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None
     kind = kind_of(model)
     body = (DualEncoderBody if kind == "dual" else GenerativeBody)(model, config.sites)
     learner = Learner(config, body.site_widths, body.context_width, body.state_width)
-    place(learner, next(model.parameters()).device)
+    state.place(learner, next(model.parameters()).device)
     capture = body.capture()
     try:
         attached = ArrCocModel(model, body, learner, capture, processor)
@@ -393,13 +393,3 @@ def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None
     _attached.add(model)
     logger.info("%s", attached.inspect())
     return attached
-
-
-def place(learner: Learner, device: torch.device) -> None:
-    """Move a learner to a device; statistics in float64 stay on the CPU where the device has none (mps)."""
-    if device.type != "mps":
-        learner.to(device)
-        return
-    learner.ladder.to(device)
-    learner.errors.to(device)
-    learner.relevance_weight = learner.relevance_weight.to(device)

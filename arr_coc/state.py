@@ -120,3 +120,13 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
 def _eligibility(saved: dict[str, Tensor], place: int, row: int, predicted: float, asked: str) -> Eligibility:
     phi, context, direction = (saved[f"pending.{name}"][place].clone() for name in _PENDING)
     return Eligibility(phi, context, direction, int(row), float(predicted), str(asked))
+
+
+def place(learner: Learner, device: torch.device) -> None:
+    """Move a learner to a device; statistics in float64 stay on the CPU where the device has none (mps)."""
+    if device.type != "mps":
+        learner.to(device)
+        return
+    learner.ladder.to(device)
+    learner.errors.to(device)
+    learner.relevance_weight = learner.relevance_weight.to(device)

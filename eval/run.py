@@ -16,7 +16,7 @@ import torch
 
 from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods as registry
-from arr_coc.eval import percepts, records
+from arr_coc.eval import percepts, percepts_file, records
 from arr_coc.eval.exam import Record, one
 from arr_coc.eval.percepts import Progress
 from arr_coc.eval.world import World, world
@@ -242,7 +242,7 @@ def run(
 def _store(grid: Grid, seed: int, here: Any, cache: Path | None, progress: Progress | None) -> Any:
     sizes = {"n_train": grid.n_train, "n_test": grid.n_test}
     named = dict(grid.options) | sizes
-    kept = cache and percepts.cache_path(cache, grid.stream, named, seed, here.model)
+    kept = cache and percepts_file.cache_path(cache, grid.stream, named, seed, here.model)
     return here.store(grid.load(seed, 0), kept, progress)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from arr_coc.adapters import attach
-from arr_coc.eval import percepts
+from arr_coc.eval import percepts, percepts_file
 from arr_coc.eval.percepts import Progress, Store, TextBook
 from arr_coc.training import items, scenes, streams
 
@@ -32,7 +32,7 @@ class World:
     def store(self, stream: streams.Stream, cache: Path | None, progress: Progress | None) -> Store:
         attached = attach(self.model)
         try:
-            return percepts.of_stream(attached, self.texts, stream, cache, progress=progress)
+            return percepts_file.of_stream(attached, self.texts, stream, cache, progress=progress)
         finally:
             attached.detach()
 
@@ -95,4 +95,4 @@ def world(model: str | tuple[Any, Any] = "dual", random: bool = False, held: int
         shown = replace(shown, images=[s["image"] for s in samples])
     finally:
         attached.detach()
-    return World(bare, processor, texts, shown, percepts.fingerprint(bare))
+    return World(bare, processor, texts, shown, percepts_file.fingerprint(bare))

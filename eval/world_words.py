@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from arr_coc.adapters import attach
-from arr_coc.eval import percepts
 from arr_coc.eval.percepts import Progress
+from arr_coc.eval.percepts_file import fingerprint
 from arr_coc.eval.percepts_words import WordStore, perceive_words, said
 from arr_coc.training import streams
 from arr_coc.training.questions import Composer
@@ -91,4 +91,4 @@ def word_world(model: str | tuple[Any, Any] = "generative", held: int | None = N
         shown = perceive_words(attached, processor, [("held", samples)], answers, keep_images=True)
     finally:
         attached.detach()
-    return WordWorld(bare, processor, shown, percepts.fingerprint(bare))
+    return WordWorld(bare, processor, shown, fingerprint(bare))

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from arr_coc import ArrCocConfig, attach
-from arr_coc.eval import exam, methods, metrics, percepts, records, run, table
+from arr_coc.eval import exam, methods, metrics, percepts, percepts_file, records, run, table
 from arr_coc.eval import methods_features as features
 from arr_coc.eval.methods_lora import Lora
 from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin
@@ -349,7 +349,7 @@ def test_store_holds_what_the_model_perceives(tiny: tuple[Any, FakeProcessor]) -
     texts = TextBook(model, processor)
     attached = attach(model)
     try:
-        store = percepts.of_stream(attached, texts, stream, batch=5)
+        store = percepts_file.of_stream(attached, texts, stream, batch=5)
         sample = stream.samples[7]
         row = store.place["train", sample["index"]]
         said = texts.tokens([sample["context"]])
@@ -379,24 +379,24 @@ def test_a_store_survives_the_disk_bit_for_bit_and_rubbish_does_not(
 ) -> None:
     texts, store = FakeTexts(), fake_store()
     path = tmp_path / "store.safetensors"
-    percepts.save(store, path)
-    back = percepts.restore(path, texts)
+    percepts_file.save(store, path)
+    back = percepts_file.restore(path, texts)
     assert all(torch.equal(a, b) for a, b in zip(store.tokens, back.tokens, strict=True))
     assert torch.equal(store.own, back.own)
     assert (back.place, back.classes, back.contexts) == (store.place, store.classes, store.contexts)
     assert torch.equal(store.mask, back.mask)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="no store"):
-        percepts.restore(path, texts)
+        percepts_file.restore(path, texts)
 
 
 def test_cache_name_changes_with_the_weights(tiny: tuple[Any, FakeProcessor], tmp_path: Path) -> None:
     model, _ = tiny
     other = CLIPModel(model.config)
-    names = {percepts.cache_path(tmp_path, "s", {"n": 1}, 0, m).name for m in (model, other)}
-    names.add(percepts.cache_path(tmp_path, "s", {"n": 2}, 0, model).name)
+    names = {percepts_file.cache_path(tmp_path, "s", {"n": 1}, 0, m).name for m in (model, other)}
+    names.add(percepts_file.cache_path(tmp_path, "s", {"n": 2}, 0, model).name)
     assert len(names) == 3
-    assert percepts.fingerprint(model) == percepts.fingerprint(model)
+    assert percepts_file.fingerprint(model) == percepts_file.fingerprint(model)
 
 
 @pytest.mark.parametrize("name", ["cued-clutter", "cued-clutter-classes", "split-fashion"])
@@ -405,7 +405,9 @@ def test_orders_share_a_store_and_plans_say_what_the_stream_says(
 ) -> None:
     model, processor = tiny
     options = {"n_train": 60, "n_test": 60}
-    store = percepts.of_stream(attached := attach(model), TextBook(model, processor), small(name, **options))
+    store = percepts_file.of_stream(
+        attached := attach(model), TextBook(model, processor), small(name, **options)
+    )
     attached.detach()
     for order in range(2):
         stream = small(name, order=order, **options)
@@ -425,7 +427,7 @@ def test_lora_starts_as_the_frozen_model_and_moves_nothing_of_it(tiny: tuple[Any
     model, processor = tiny
     stream = small()
     texts = TextBook(model, processor)
-    store = percepts.of_stream(attached := attach(model), texts, stream)
+    store = percepts_file.of_stream(attached := attach(model), texts, stream)
     attached.detach()
     method = Lora(model, texts, stream.classes, rate=1e-2)
     rows = torch.arange(4)
