@@ -230,8 +230,10 @@ class Learner(nn.Module):
         updates = self.rule.step(self.ladder, answer.climb, teaching)
         if learns_relevance:
             if updates.relevance is not None:
+                self._meet(percept.asked, answer.context)
                 step = self.optimizer.step("relevance", updates.relevance, config.eta)
-                self.relevance_weight += step
+                self.relevance_weight += self._along_keys(answer.context, step)
+                self.context_key.observe(answer.context)
             elif updates.drive_feedback is not None:
                 self._teach_relevance(percept, answer, updates.drive_feedback, error.norm(dim=1))
         if config.eta_ladder > 0:
@@ -253,6 +255,17 @@ class Learner(nn.Module):
         self._meet(percept.asked, answer.context)
         self._move_relevance(answer.context, direction, size.to(direction), self._gate(answer))
         self.context_key.observe(answer.context)
+
+    def _along_keys(self, context: Tensor, step: Tensor) -> Tensor:
+        """K' C'^+ step: what a step does for these contexts (B, C), done along their keys; (C, F).
+
+        For one context it is key (x) (c' step) / (c' c): under c everything as it was, elsewhere next to
+        nothing.
+        """
+        if not self.config.context_key:
+            return step
+        keys = self.context_key.key(context)  # (B, C)
+        return (keys.T @ (torch.linalg.pinv(context.to(keys).T) @ step.to(keys))).to(step)
 
     def _meet(self, asked: str, context: Tensor) -> None:
         """A text that was never asked before starts from the model's own relevance: U -= key (x) (c' U)."""

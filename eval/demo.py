@@ -97,13 +97,15 @@ def demo(
         runs.append(raw)
         tell(f"{NAMES[method_name]}: {100 * float(np.mean(raw['R'][-1])):.1f} %")
     assert isinstance(learned, Plugin)
+    size_of_model = sum(p.numel() for p in here.model.parameters())
     text = report.page(
         "A frozen vision-language model keeps learning",
         f"{scenes} scenes, each seen once: four garments in different colours, and a word that says "
         "which one is meant. The model has never seen a garment"
         + (", and the words are made up. " if novel else ". ")
         + "The words come one after another; nothing is replayed, no task ids are given, and where to look "
-        "is never shown. The model has 5.4 million weights, and none of them changes (but for LoRA).",
+        f"is never shown. The model has {size_of_model / 1e6:.1f} million weights, and none of them changes "
+        "(but for LoRA).",
         runs,
         NAMES,
         looks(here, plan, store, learned, seed),

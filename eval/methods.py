@@ -101,6 +101,8 @@ def _backprop(setup: Setup) -> Method:
         eta=rate,
         eta_readout=rate,
         eta_ladder=0.0,
+        context_key=False,
+        context_reset=False,
         seed=setup.seed,
     )
     return Plugin(setup.store, config)
@@ -166,7 +168,7 @@ METHODS: dict[str, Spec] = {
     ),
     "backprop-relevance": Spec(
         _backprop_relevance,
-        "U by backprop + Adam under the same recursive readout",
+        "U by backprop + Adam under the same recursive readout, with its keys and fresh starts",
         bodies=BOTH,
         role="control",
         grid=tuple({"rate": r} for r in RATES),

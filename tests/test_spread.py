@@ -83,3 +83,28 @@ def test_a_new_text_starts_from_the_models_own_relevance() -> None:
     torch.testing.assert_close(
         known @ learner.relevance_weight, learned - share * carried, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("rule", ["attention_gated", "backprop"])
+def test_a_step_along_the_key_changes_the_context_at_hand_and_spares_the_others(rule: str) -> None:
+    """Of two correlated texts, what is learned for the second moves the first by c' key alone."""
+    torch.manual_seed(4)
+    config = ArrCocConfig(
+        width=4, expansion=0, spread=0, context_ridge=0.1, context_reset=False, rule=rule, optimizer="sgd"
+    )
+    learner = Learner(config, [4], 3)
+    one, two = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1, 0.0], [1.0, 0.0, 0.6]])).split(1)
+
+    def seen(context: torch.Tensor) -> Percept:
+        return Percept((torch.randn(1, 9, 4),), torch.ones(1, 9), context)
+
+    for label in ("a", "b") * 10:
+        learner.learn(seen(one), [label])
+    before = learner.relevance_weight.clone()
+    key = learner.context_key.key(two).float()  # as it is when the step is taken
+    learner.learn(seen(two), ["a"])
+    moved = learner.relevance_weight - before
+    at_hand = two @ moved
+    assert float(at_hand.norm()) > 1e-6
+    torch.testing.assert_close(one @ moved, float(one @ key.T) * at_hand, rtol=1e-4, atol=1e-8)
+    assert abs(float(one @ key.T)) < 0.1 < float(one @ two.T)
