@@ -76,9 +76,8 @@ class World:
         art = [items.emoji(name) for name in items.SHIPPED]
         keep = np.flatnonzero(~art[0].held_out) if seen_only else np.arange(len(art[0].names))
         self.images = np.stack([a.images[keep] for a in art])  # (A, E, 48, 48, 4)
-        self.drawn_by = [
-            np.flatnonzero(there) for there in self.images[..., 3].any((2, 3)).T
-        ]  # arts by concept
+        there: np.ndarray = np.any(self.images[..., 3], axis=(2, 3))  # (A, E)
+        self.drawn_by = [np.flatnonzero(arts) for arts in there.T]  # by concept
         self.emoji = len(keep)
         self.rows = keep  # row in the emoji files
         self.names = [art[0].names[i] for i in keep] + list(items.SHAPES) + list(items.DIGITS)
