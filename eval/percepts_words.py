@@ -215,7 +215,7 @@ def perceive_words(
             kept += images if keep_images else []
             if progress is not None:
                 progress("frozen forward", done, total)
-    whole = {name: torch.cat(tensors) for name, tensors in parts.items()}
+    whole: dict[str, Any] = {name: torch.cat(tensors) for name, tensors in parts.items()}
     count = whole.pop("count")
     end = [processor.tokenizer.eos_token_id]
     return WordStore(

@@ -5,6 +5,7 @@ never met ("dax") is split, never dropped.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -113,11 +114,12 @@ def inherit(
         words, dual_words: the tokenizers of the two models.
         pixel_values: scenes to fit the projector on, (B, 3, 96, 96).
     """
-    width = model.config.text_config.hidden_size
+    tower: Any = dual  # mypy takes a module's children for tensors
+    width = model.get_input_embeddings().weight.shape[1]
     whole = [w for w in words.get_vocab() if w.isalpha() and len(w) > 1]
     whole.sort(key=words.convert_tokens_to_ids)
     said = dual_words(whole, padding=True, truncation=True, return_tensors="pt")
-    texts = dual.text_projection(dual.text_model(**said).pooler_output)
+    texts = tower.text_projection(tower.text_model(**said).pooler_output)
     texts = torch.nn.functional.normalize(texts.double(), dim=1)  # (W, D)
     _, size, axes = torch.linalg.svd(texts - texts.mean(0), full_matrices=False)
     basis = axes[:width].T / (size[:width].square().sum() / len(texts)).sqrt()  # mean square norm 1
@@ -126,11 +128,11 @@ def inherit(
     embedding[words.convert_tokens_to_ids(whole)] = ((texts - texts.mean(0)) @ basis).to(embedding)
 
     hidden = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states[-1][:, 1:]
-    shared = dual.visual_projection(dual.vision_model.post_layernorm(hidden)).flatten(0, 1)
+    shared = tower.visual_projection(tower.vision_model.post_layernorm(hidden)).flatten(0, 1)
     shared = torch.nn.functional.normalize(shared.double(), dim=1)
     target = (shared - shared.mean(0)) @ basis
     target /= target.square().sum(1).mean().sqrt()
-    projector = model.model.multi_modal_projector
+    projector: Any = model.model.multi_modal_projector
     torch.nn.init.orthogonal_(projector.linear_1.weight)
     flat = hidden.flatten(0, 1)
     projector.linear_1.weight *= 0.3 / (flat @ projector.linear_1.weight.T).std()
