@@ -5,7 +5,7 @@ never met ("dax") is split, never dropped.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -114,8 +114,9 @@ def inherit(
         words, dual_words: the tokenizers of the two models.
         pixel_values: scenes to fit the projector on, (B, 3, 96, 96).
     """
-    tower: Any = dual  # mypy takes a module's children for tensors
-    width = model.get_input_embeddings().weight.shape[1]
+    tower = cast(Any, dual)  # mypy takes a module's children for tensors
+    table: Any = model.get_input_embeddings()
+    width = table.weight.shape[1]
     whole = [w for w in words.get_vocab() if w.isalpha() and len(w) > 1]
     whole.sort(key=words.convert_tokens_to_ids)
     said = dual_words(whole, padding=True, truncation=True, return_tensors="pt")
@@ -123,7 +124,7 @@ def inherit(
     texts = torch.nn.functional.normalize(texts.double(), dim=1)  # (W, D)
     _, size, axes = torch.linalg.svd(texts - texts.mean(0), full_matrices=False)
     basis = axes[:width].T / (size[:width].square().sum() / len(texts)).sqrt()  # mean square norm 1
-    embedding = model.get_input_embeddings().weight
+    embedding = table.weight
     embedding.normal_(std=0.5 * width**-0.5)
     embedding[words.convert_tokens_to_ids(whole)] = ((texts - texts.mean(0)) @ basis).to(embedding)
 
