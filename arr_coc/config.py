@@ -30,7 +30,7 @@ class ArrCocConfig:
             was asked).
         own_gain: weight of the model's own patch-text score in the log-precision.
         unasked_gain: what both weights are multiplied with where nothing was asked and the image's own
-            embedding is the context; 0 makes relevance even there.
+            embedding is the context; 0 makes relevance even there, before it is spread.
         clamp: |gamma| is kept under this after the mean is subtracted.
         lateral: lambda of the settling, in [0, 2); 0 is the closed form (one softmax).
         spread: relevance is shared with the tokens up to this far away on the grid, where there is one; 0 for
