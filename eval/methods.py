@@ -48,6 +48,8 @@ class Spec:
         grid: settings to choose from on another seed; empty where there is nothing to tune.
         needs: "contexts" or "mask" where a stream without them has no such row.
         bodies: the kinds of model that it makes sense on.
+        order_free: what it ends with does not depend on the order of the samples (closed forms, bounds,
+            frozen models): a grid runs it on one order of a seed.
     """
 
     make: Callable[[Setup], Method]
@@ -57,6 +59,7 @@ class Spec:
     grid: tuple[dict[str, float], ...] = ()
     needs: tuple[str, ...] = ()
     bodies: tuple[str, ...] = ("dual",)
+    order_free: bool = False
 
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -146,14 +149,17 @@ def _lora(setup: Setup) -> Method:
 
 BOTH = ("dual", "generative")
 METHODS: dict[str, Spec] = {
-    "zero-shot": Spec(lambda s: features.ZeroShot(), "the frozen model", bodies=BOTH),
+    "zero-shot": Spec(lambda s: features.ZeroShot(), "the frozen model", bodies=BOTH, order_free=True),
     "zero-shot-joined": Spec(
         lambda s: features.ZeroShot(joined=True),
         "the frozen model, the context said inside every candidate text",
         needs=("contexts",),
+        order_free=True,
     ),
     "plugin": Spec(_plugin, "arr-coc", bodies=BOTH),
-    "plugin-fixed": Spec(_changed(learn_relevance=False), "arr-coc without learned relevance", bodies=BOTH),
+    "plugin-fixed": Spec(
+        _changed(learn_relevance=False), "arr-coc without learned relevance", bodies=BOTH, order_free=True
+    ),
     "lora": Spec(
         _lora,
         "PEFT LoRA r=8 on q, v + AdamW, one pass; the context said inside the texts",
@@ -173,50 +179,65 @@ METHODS: dict[str, Spec] = {
         role="control",
         grid=tuple({"rate": r} for r in RATES),
     ),
-    "ncm": Spec(lambda s: features.NearestMean(features.tower_output), "nearest class mean"),
+    "ncm": Spec(lambda s: features.NearestMean(features.tower_output), "nearest class mean", order_free=True),
     "ranpac": Spec(
-        _ranpac, "random projection (2,000 ReLU) + ridge on the same features and the context", bodies=BOTH
+        _ranpac,
+        "random projection (2,000 ReLU) + ridge on the same features and the context",
+        bodies=BOTH,
+        order_free=True,
     ),
     "ridge-state": Spec(
         lambda s: features.Ridge(features.state),
         "ridge on the final hidden state at the answer's position",
         role="control",
         bodies=("generative",),
+        order_free=True,
     ),
     "joint": Spec(
         lambda s: Joint(s.store, replace(s.config, seed=s.seed), s.seed),
         "all data at once, same features and capacity",
         role="bound",
         bodies=BOTH,
+        order_free=True,
     ),
     "oracle": Spec(
         lambda s: Oracle(s.store, replace(s.config, seed=s.seed)),
         "relevance uniform on the true cell, same readout",
         role="bound",
         needs=("mask",),
+        order_free=True,
     ),
     "mean-context": Spec(
         _mean_context,
         "mean-pooled features, the context and their product, solved jointly",
         role="control",
+        order_free=True,
     ),
     "cells-context": Spec(
         _cells,
         "per-cell features with the context (2,000 ReLU), ridge",
         role="control",
         needs=("contexts",),
+        order_free=True,
     ),
     "raw-attention": Spec(
         _changed(learn_relevance=False, own_gain=0.0, attention_gain=1.0),
         "the model's attention as relevance",
         role="control",
+        order_free=True,
     ),
     "pixels": Spec(
         lambda s: features.Ridge(features.with_context(features.raw_pixels, s.store)),
         "raw pixels (24 px) and the context, ridge",
         role="control",
+        order_free=True,
     ),
-    "pixels-relu": Spec(_pixels_relu, "2,000 random ReLU features of pixels and context", role="control"),
+    "pixels-relu": Spec(
+        _pixels_relu,
+        "2,000 random ReLU features of pixels and context",
+        role="control",
+        order_free=True,
+    ),
     "random-tower": Spec(_plugin, "arr-coc on a random tower of the same shape", "control", "random"),
 }
 

@@ -176,6 +176,8 @@ def run(
 ) -> list[Record]:
     """Every method on every (seed, order) of a stream; returns all runs, those read from `out` included.
 
+    A method that is order-free runs on the first order alone.
+
     Args:
         methods: names of `methods.METHODS`; None for all that make sense on this stream.
         model: a built-in model's name, a folder, or (model, processor); None for the built-in one of the
@@ -216,6 +218,8 @@ def run(
     def of_seed(seed: int) -> None:
         stores: dict[str, Any] = {}
         for order, name in ((o, n) for o in orders for n in names):
+            if registry.spec(name).order_free and order != orders[0]:
+                continue
             key = grid.key(name, seed, order, mark)
             if key in earlier:
                 done.append(earlier[key])

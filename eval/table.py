@@ -66,6 +66,11 @@ def _square(values: dict[tuple[int, int], float]) -> np.ndarray:
     return np.array([[values[s, o] for o in orders] for s in seeds])
 
 
+def _by_seed(values: dict[tuple[int, int], float]) -> dict[int, float]:
+    """Mean over the orders of each seed."""
+    return dict(zip(sorted({s for s, _ in values}), _square(values).mean(1).tolist(), strict=True))
+
+
 def interval(values: dict[tuple[int, int], float]) -> Interval:
     """Mean over orders, Student-t over seeds; with one seed the half-width is NaN: it is not known."""
     square = _square(values)
@@ -78,7 +83,8 @@ def summary(runs: Sequence[Record]) -> list[Row]:
     """One row per (stream, method): every score as an `Interval`, cost, bytes, and paired comparisons.
 
     `joint_gap` is against "joint" and `vs_plugin` (this method minus the plugin, final accuracy) against
-    "plugin", on the same seeds and orders, with Holm-corrected p over the rows of a stream.
+    "plugin", on the same seeds, with Holm-corrected p over the rows of a stream. What a method ends with is
+    averaged over the orders of a seed first; one that is order-free has run on one of them.
     """
     rows: list[Row] = []
     for label in dict.fromkeys(r["label"] for r in runs):
@@ -113,13 +119,11 @@ def summary(runs: Sequence[Record]) -> list[Row]:
                 theirs = found.get(other, {}).get("final_accuracy")
                 if theirs is None or method == other:
                     continue
-                ours = named["final_accuracy"]
-                both = sorted(ours.keys() & theirs.keys())
-                if len(both) == len(ours):
-                    row[name] = interval({k: sign * (ours[k] - theirs[k]) for k in both})
-                    if len({s for s, _ in both}) > 1:
-                        a, b = _square(ours), _square({k: theirs[k] for k in both})
-                        row[f"{name}_p"] = paired(a, b).p
+                a, b = _by_seed(named["final_accuracy"]), _by_seed(theirs)
+                if a.keys() == b.keys():
+                    row[name] = interval({(s, 0): sign * (a[s] - b[s]) for s in a})
+                    if len(a) > 1:
+                        row[f"{name}_p"] = paired(list(a.values()), list(b.values())).p
             mine.append(row)
         compared = [row for row in mine if "vs_plugin_p" in row]
         for row, p in zip(compared, holm([row["vs_plugin_p"] for row in compared]), strict=True):
@@ -141,6 +145,7 @@ def cell(value: Any) -> str:
 
 COLUMNS = {
     "final %": "final_accuracy",
+    "against arr-coc": "vs_plugin",
     "forgetting": "cumulative_forgetting",
     "bwt": "bwt_gem",
     "joint gap": "joint_gap",
