@@ -129,6 +129,10 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="a folder with a model; by default the built-in one for the stream")
     ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="a folder for what the frozen model perceives (2 GB a seed)")
+    ] = None,
+    markdown: Annotated[bool, typer.Option(help="print the tables as Markdown")] = False,
     out: Annotated[Path, typer.Option(help="raw records; runs that stand there are not repeated")] = Path(
         "runs/eval.jsonl"
     ),
@@ -146,10 +150,17 @@ def evaluate(
             for name in stream:
                 setup = grid.Grid(name, batch, n_train, n_test, lora_train=lora_train)
                 runs += grid.run(
-                    setup, wanted, _numbers(seeds), _numbers(orders), model, out, held=held, progress=follow
+                    setup, wanted, _numbers(seeds), _numbers(orders), model, out, cache, held, follow
                 )
-    _results(runs)
-    typer.echo(f"raw records in {out}")
+    if markdown:
+        from arr_coc.eval import methods as registry
+        from arr_coc.eval import table
+
+        names = {name: spec.about for name, spec in registry.METHODS.items()}
+        typer.echo(table.markdown(table.summary(runs), names))
+    else:
+        _results(runs)
+    typer.echo(f"raw records in {out}", err=True)
 
 
 @app.command()

@@ -155,8 +155,12 @@ COLUMNS = {
 }
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The summary as one Markdown table per stream, in points (100 = all right)."""
+def markdown(rows: Sequence[Row], names: dict[str, str] | None = None) -> str:
+    """The summary as one Markdown table per stream, in points (100 = all right).
+
+    Args:
+        names: what a method is called in it.
+    """
     out = []
     for stream in dict.fromkeys(r["stream"] for r in rows):
         mine = [r for r in rows if r["stream"] == stream]
@@ -165,12 +169,13 @@ def markdown(rows: Sequence[Row]) -> str:
             f"**{stream}** (chance {100 * mine[0]['chance']:.0f} %, {mine[0]['n_probe']} test samples)",
             "",
         ]
-        out += ["| method | " + " | ".join([*shown, "step cost", "state MB"]) + " |"]
-        out += ["|---" * (len(shown) + 3) + "|"]
+        out += ["| method | " + " | ".join([*shown, "step cost", "state MB", "runs"]) + " |"]
+        out += ["|---" * (len(shown) + 4) + "|"]
         for r in mine:
             few = f" (n = {r['n_learned']})" if r["n_learned"] != mine[0]["n_learned"] else ""
             cells = [cell(r.get(COLUMNS[c])) for c in shown]
-            cells += [f"{r['step_cost']:.2f}x", f"{r['state_bytes'] / 1e6:.2f}"]
-            out.append(f"| {r['method']}{few} | " + " | ".join(cells) + " |")
+            cells += [f"{r['step_cost']:.2f}x", f"{r['state_bytes'] / 1e6:.1f}", str(r["runs"])]
+            name = (names or {}).get(r["method"], r["method"])
+            out.append(f"| {name}{few} | " + " | ".join(cells) + " |")
         out.append("")
     return "\n".join(out)
