@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dual", help="a folder with another dual encoder; default: the shipped one")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=4600)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--tower-rate", type=float, default=0.1)
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument(
         "--spelled", type=float, default=0.05, help="share of question words that are spelled"
     )
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=float, default=3, help="minutes")
     train(parser.parse_args())
 
