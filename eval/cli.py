@@ -58,7 +58,7 @@ def _table(rows: list[dict[str, Any]], columns: list[str], title: str) -> None:
         shown.add_row(*(str(row.get(c, "")) for c in columns))
     console = Console()
     # a table that goes into a file or a pipe is not squeezed into 80 columns
-    Console(width=console.width if console.is_terminal else 150).print(shown)
+    Console(width=console.width if console.is_terminal else 180).print(shown)
 
 
 def _results(runs: list[dict[str, Any]], names: dict[str, str] | None = None) -> None:

@@ -145,7 +145,7 @@ def cell(value: Any) -> str:
 
 COLUMNS = {
     "final %": "final_accuracy",
-    "against arr-coc": "vs_plugin",
+    "vs arr-coc": "vs_plugin",
     "forgetting": "cumulative_forgetting",
     "bwt": "bwt_gem",
     "joint gap": "joint_gap",
