@@ -28,7 +28,8 @@ class ArrCocConfig:
         attention_gain: weight of log a_n in the log-precision. None: 1 where the model has no score of its
             own for a context, 0 where it has one (what the image's summary attends to says little about what
             was asked).
-        own_gain: weight of the model's own patch-text score in the log-precision.
+        own_gain: weight of the model's own patch-text score in the log-precision, for a context that nothing
+            was learned for.
         unasked_gain: what both weights are multiplied with where nothing was asked and the image's own
             embedding is the context; 0 makes relevance even there, before it is spread.
         clamp: |gamma| is kept under this after the mean is subtracted.
@@ -39,6 +40,10 @@ class ArrCocConfig:
         settle_steps: and after this many steps at the latest.
         learn_relevance: whether U is learned.
         eta: step of the relevance update, in nats of log-precision along its own direction.
+        eta_own: step of the own gain, which is learned for each context (see `relevance.OwnGain`); 0 leaves
+            it as it is.
+        own_first: multiply eta by (1 - g / 2)^2, g the own gain: what the model's own score finds need not
+            be learned. Without a score, or with eta_own = 0, the factor is 1.
         centre_contexts: subtract the running mean of the contexts before U sees them.
         context_key: replace c on the update side by its key Q c / (c' Q c), Q the recursive inverse
             correlation.
@@ -49,6 +54,9 @@ class ArrCocConfig:
             over s) or t - v ("squared"). Values of a young readout are noisy, and t - v then teaches
             relevance to blur.
         teaching_scale: s.
+        error_window: only classes met in this many samples before take part in the error, 0 for all: where
+            classes come one after another, all others would only learn to be wrong. Source: Caccia et al.
+            (2022), ER-ACE.
         rule: how W, b and U change ("attention_gated", "backprop").
         rule_options: options of that rule, by name.
         optimizer: what is done with an update: its direction scaled to eta min(1, |delta|), plain SGD, or
@@ -78,17 +86,20 @@ class ArrCocConfig:
     unasked_gain: float = 0.0
     clamp: float = 20.0
     lateral: float = 0.0
-    spread: int = 2
+    spread: int = 1
     settle_tolerance: float = 1e-6
     settle_steps: int = 200
     learn_relevance: bool = True
     eta: float = 0.3
+    eta_own: float = 0.1
+    own_first: bool = True
     centre_contexts: bool = False
     context_key: bool = True
     context_reset: bool = True
     context_ridge: float = 0.1
     error: str = "softmax"
     teaching_scale: float = 2.5
+    error_window: int = 100
     rule: str = "attention_gated"
     rule_options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "direction"
@@ -114,7 +125,8 @@ class ArrCocConfig:
                 near = difflib.get_close_matches(str(given), possible, n=1, cutoff=0.3)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{name}={given!r}: possible are {', '.join(map(repr, possible))}{hint}")
-        at_least = {"spread": 0, "width": 1, "expansion": 0, "settle_steps": 1, "pending": 1}
+        at_least = dict.fromkeys(("error_window", "spread", "expansion"), 0)
+        at_least |= dict.fromkeys(("width", "settle_steps", "pending"), 1)
         for name, least in at_least.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(
@@ -127,7 +139,7 @@ class ArrCocConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 is needed")
-        for name in ("eta", "eta_ladder", "eta_readout", "eta_error", "own_gain", "unasked_gain"):
+        for name in ("eta", "eta_own", "eta_ladder", "eta_readout", "eta_error", "own_gain", "unasked_gain"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: a finite number of at least 0 is needed")
         if self.attention_gain is not None and not 0 <= self.attention_gain < float("inf"):

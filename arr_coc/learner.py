@@ -13,7 +13,17 @@ from arr_coc.optimizer import Optimizer
 from arr_coc.pending import Eligibility, Pending
 from arr_coc.percept import Percept
 from arr_coc.readout import PrecisionReadout
-from arr_coc.relevance import ContextKey, Settled, log_precision, relevance_direction, settle, spread
+from arr_coc.relevance import (
+    ContextKey,
+    OwnGain,
+    Settled,
+    log_precision,
+    own_correlation,
+    relevance_direction,
+    settle,
+    spread,
+    token_feedback,
+)
 from arr_coc.rules import Teaching, make_rule
 from arr_coc.rules.attention_gated import descend
 
@@ -67,6 +77,7 @@ class Learner(nn.Module):
         )
         self.readout = PrecisionReadout(self.ladder.phi_width, config.ridge)
         self.context_key = ContextKey(context_width, config.context_ridge)
+        self.own_gain = OwnGain(context_width, config.own_gain)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
         self.optimizer = Optimizer(config.optimizer)
         self.rule = make_rule(config.rule, config.rule_options)
@@ -135,7 +146,7 @@ class Learner(nn.Module):
             own,
             percept.mask,
             attention_gain=asked * gain,
-            own_gain=asked * self.config.own_gain,
+            own_gain=asked * self.own_gain(context),
             clamp=self.config.clamp,
         )
 
@@ -199,6 +210,8 @@ class Learner(nn.Module):
         new = len(self.classes) - answer.values.shape[1]
         values = torch.nn.functional.pad(answer.values, (0, new))
         target = torch.nn.functional.one_hot(rows, len(self.classes)).to(values)
+        clock = torch.arange(1, percept.batch + 1, device=rows.device) + self.step.to(rows.device)
+        self.readout.last_met[rows] = clock.to(self.readout.last_met)
         weights = self._evidence(percept, answer)
         self._teach(percept, answer, target, values)
         if self.config.readout == "precision":
@@ -209,8 +222,11 @@ class Learner(nn.Module):
     def _teach(self, percept: Percept, answer: Answer, target: Tensor, values: Tensor) -> None:
         """Let the rule change the ladder, U and (under "delta") the readout."""
         config = self.config
-        soft = config.error == "softmax"
-        error = target - ((config.teaching_scale * values).softmax(1) if soft else values)
+        rivals = self._rivals(percept.batch).to(values.device)
+        if config.error == "softmax":
+            error = target - (config.teaching_scale * values).masked_fill(~rivals, -torch.inf).softmax(1)
+        else:
+            error = (target - values) * rivals
         trains_ladder = config.eta_ladder > 0 or config.readout == "delta"
         learns_relevance = self._learns_relevance(percept)
         if not (learns_relevance or trains_ladder):
@@ -226,16 +242,16 @@ class Learner(nn.Module):
             )
 
         readout = self.readout.weight.to(error)
-        teaching = Teaching(error, target, readout, values, self.relevance_weight, forward)
+        teaching = Teaching(error, target, readout, values, self.relevance_weight, forward, rivals)
         updates = self.rule.step(self.ladder, answer.climb, teaching)
         if learns_relevance:
-            if updates.relevance is not None:
-                self._meet(percept.asked, answer.context)
-                step = self.optimizer.step("relevance", updates.relevance, config.eta)
-                self.relevance_weight += self._along_keys(answer.context, step)
-                self.context_key.observe(answer.context)
-            elif updates.drive_feedback is not None:
-                self._teach_relevance(percept, answer, updates.drive_feedback, error.norm(dim=1))
+            feedback = updates.drive_feedback
+            if feedback is None:  # the own gain is learned from feedback, whatever rule moves U
+                feedback, _ = descend(self.ladder, answer.climb, (error @ readout).to(answer.climb.phi))
+            direction, rho = self._eligible(percept, answer, feedback)
+            moved = direction if updates.relevance is None else updates.relevance
+            size = error.norm(dim=1).to(direction)
+            self._learn_relevance(percept.asked, answer.context, moved, size, rho, self._gate(answer))
         if config.eta_ladder > 0:
             for name, direction in updates.ladder.items():
                 self.ladder.get_buffer(name).add_(self.optimizer.step(name, direction, config.eta_ladder))
@@ -243,39 +259,67 @@ class Learner(nn.Module):
             step = self.optimizer.step("readout", updates.readout, config.eta_readout)
             self.readout.weight += step.to(self.readout.weight)
 
-    def _teach_relevance(self, percept: Percept, answer: Answer, feedback: Tensor, size: Tensor) -> None:
-        """Delta U = key (x) direction, per sample scaled to eta min(1, size); summed over the batch."""
-        direction = relevance_direction(
-            answer.settled.relevance,
-            answer.features,
-            feedback,
-            self._spread_grid(percept),
-            self.config.spread,
-        )
-        self._meet(percept.asked, answer.context)
-        self._move_relevance(answer.context, direction, size.to(direction), self._gate(answer))
-        self.context_key.observe(answer.context)
+    def _rivals(self, batch: int) -> Tensor:
+        """The classes that take part in the error: met in the last `error_window` samples, this batch's too,
+        (C,)."""
+        window = self.config.error_window
+        last = self.readout.last_met
+        return last > (float(self.step) + batch - max(window, batch) if window else -1.0)
 
-    def _along_keys(self, context: Tensor, step: Tensor) -> Tensor:
-        """K' C'^+ step: what a step does for these contexts (B, C), done along their keys; (C, F).
+    def _eligible(self, percept: Percept, answer: Answer, feedback: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What feedback to the drives (B, F) asks of U, (B, F) and of the own gain, if there is one, (B,)."""
+        r = answer.settled.relevance
+        score = token_feedback(r, answer.features, feedback, self._spread_grid(percept), self.config.spread)
+        direction = relevance_direction(r, answer.features, score)
+        if percept.own is None or not self.config.eta_own:
+            return direction, None
+        return direction, own_correlation(r, score, percept.own.to(score))
+
+    def _learn_relevance(
+        self, asked: str, context: Tensor, moved: Tensor, size: Tensor, rho: Tensor | None, gate: Tensor
+    ) -> None:
+        """One step of U and of the own gain for contexts (B, C).
+
+        Args:
+            moved: per sample the direction, (B, F); or the step of U itself, (C, F).
+            size: |delta|, (B,). rho: of the own gain, (B,). gate: the neuromodulator's, (B,).
+        """
+        self._meet(asked, context)
+        open_ = self.own_gain.openness(context).to(size) if rho is not None and self.config.own_first else 1.0
+        if moved.shape == self.relevance_weight.shape:
+            step = self.optimizer.step("relevance", moved, self.config.eta)
+            self.relevance_weight += self._along_keys(context, step, open_)
+        else:
+            self._move_relevance(context, moved, size, gate * open_)
+        if rho is not None:
+            key = self.context_key.key(context)
+            self.own_gain.move(context, key, self.config.eta_own * size.clamp(max=1.0) * rho)
+        self.context_key.observe(context)
+
+    def _along_keys(self, context: Tensor, step: Tensor, open_: Tensor | float) -> Tensor:
+        """K' (o * C'^+ step): what a step does for these contexts (B, C), done along their keys; (C, F).
 
         For one context it is key (x) (c' step) / (c' c): under c everything as it was, elsewhere next to
         nothing.
         """
+        keys = self.context_key.key(context)  # (B, C)
         if not self.config.context_key:
             return step
-        keys = self.context_key.key(context)  # (B, C)
-        return (keys.T @ (torch.linalg.pinv(context.to(keys).T) @ step.to(keys))).to(step)
+        each = torch.linalg.pinv(context.to(keys).T) @ step.to(keys)  # (B, F)
+        return (keys.T @ (each * (open_.to(keys).unsqueeze(1) if isinstance(open_, Tensor) else open_))).to(
+            step
+        )
 
     def _meet(self, asked: str, context: Tensor) -> None:
-        """A text that was never asked before starts from the model's own relevance: U -= key (x) (c' U)."""
+        """A text never asked before starts from the model's own relevance: U -= key (x) (c' U), g = start."""
         if not self.config.context_reset or asked != "text":
             return
         for c in context:
             if self.context_key.meet(c):
                 one = c.unsqueeze(0)
-                key = self.context_key.key(one).to(c)
-                self.relevance_weight -= key.T @ (one @ self.relevance_weight)
+                key = self.context_key.key(one)
+                self.relevance_weight -= key.to(c).T @ (one @ self.relevance_weight)
+                self.own_gain.reset(one, key)
                 self.context_key.observe(one)
 
     def _move_relevance(self, context: Tensor, direction: Tensor, size: Tensor, gate: Tensor) -> None:
@@ -339,13 +383,7 @@ class Learner(nn.Module):
         chosen = rows.to(choice.device)[choice]
         # attentional feedback from the chosen answer alone, whatever rule trains the ladder
         feedback, _ = descend(self.ladder, answer.climb, self.readout.weight.to(answer.climb.phi)[chosen])
-        direction = relevance_direction(
-            answer.settled.relevance,
-            answer.features,
-            feedback,
-            self._spread_grid(percept),
-            self.config.spread,
-        )
+        direction, rho = self._eligible(percept, answer, feedback)
         predicted = values.gather(1, chosen.unsqueeze(1)).squeeze(1)
         left = [
             Eligibility(
@@ -355,6 +393,7 @@ class Learner(nn.Module):
                 int(chosen[i]),
                 float(predicted[i]),
                 percept.asked,
+                None if rho is None else float(rho[i]),
             )
             for i in range(percept.batch)
         ]
@@ -367,14 +406,15 @@ class Learner(nn.Module):
         delta = reward_prediction_error(reward.to(predicted), predicted)
         for trace, r, d in zip(eligibility, reward.tolist(), delta.tolist(), strict=True):
             if self.config.learn_relevance and trace.asked != "image":
-                context = trace.context.unsqueeze(0)
-                self._meet(trace.asked, context)
-                sign = 1.0 if d >= 0 else -1.0
-                size = context.new_tensor([abs(d)])
-                self._move_relevance(
-                    context, sign * trace.direction.unsqueeze(0), size, torch.ones_like(size)
+                sign, size = (1.0 if d >= 0 else -1.0), trace.context.new_tensor([abs(d)])
+                self._learn_relevance(
+                    trace.asked,
+                    trace.context.unsqueeze(0),
+                    sign * trace.direction.unsqueeze(0),
+                    size,
+                    None if trace.own is None else sign * size.new_tensor([trace.own]),
+                    torch.ones_like(size),
                 )
-                self.context_key.observe(context)
             if r == 1:  # a right answer reveals the whole one-hot
                 self.readout.learn(trace.phi.unsqueeze(0), torch.tensor([trace.row]))
             else:

@@ -13,10 +13,11 @@ class Eligibility:
     Args:
         phi: what the readout saw, (D,).
         context: as U saw it, (C,).
-        direction: sum_n r_n [(f_n - x)' u] f_n / sqrt d for the chosen answer, (F,).
+        direction: sum_n r_n s_n f_n / sqrt d for the chosen answer, (F,).
         row: of the chosen answer in the readout.
         predicted: q_s, its value.
         asked: where the context came from (see `Percept`).
+        own: rho of the own gain (see `OwnGain`); None where the model has no score of its own.
     """
 
     phi: Tensor
@@ -25,6 +26,7 @@ class Eligibility:
     row: int
     predicted: float
     asked: str
+    own: float | None
 
 
 class Pending:

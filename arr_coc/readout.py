@@ -26,6 +26,7 @@ class PrecisionReadout(nn.Module):
         "cross",
         "weight",
         "class_count",
+        "last_met",
         "leverage",
         "partial",
         "partial_precision",
@@ -41,14 +42,16 @@ class PrecisionReadout(nn.Module):
         self.cross: Tensor  # B', (C, D)
         self.weight: Tensor  # R, (C, D)
         self.class_count: Tensor  # (C,)
+        self.last_met: Tensor  # (C,): the number of the last label of each class, from 1
         # of log variance over usual: count, mean, variance; and the total weight learned
         self.leverage: Tensor
         self.partial: Tensor  # (K, D, D): what the A of rows that were rewarded on their own have more
         self.partial_precision: Tensor  # (K, D, D): the P of those rows
         self.partial_rows: Tensor  # (K,): which rows those are
         own = {"partial": (0, width, width), "partial_precision": (0, width, width)}
-        zeros = {"gram": (width, width), "cross": (0, width), "weight": (0, width), "class_count": (0,)}
-        for name, shape in {**zeros, "leverage": (4,), **own}.items():
+        wide = {"gram": (width, width), "cross": (0, width), "weight": (0, width)}
+        narrow = {"class_count": (0,), "last_met": (0,), "leverage": (4,)}
+        for name, shape in {**wide, **narrow, **own}.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("precision", torch.eye(width, dtype=torch.float64) / ridge)
         self.register_buffer("partial_rows", torch.zeros(0, dtype=torch.int64))
@@ -64,7 +67,9 @@ class PrecisionReadout(nn.Module):
                 for name in ("cross", "weight"):
                     old = getattr(self, name)
                     setattr(self, name, torch.cat([old, old.new_zeros(len(new), self.width)]))
-                self.class_count = torch.cat([self.class_count, self.class_count.new_zeros(len(new))])
+                for name in ("class_count", "last_met"):
+                    old = getattr(self, name)
+                    setattr(self, name, torch.cat([old, old.new_zeros(len(new))]))
         place = {k: i for i, k in enumerate(self.classes)}
         return torch.tensor([place.get(k, -1) for k in keys], device=self.weight.device)
 
@@ -161,15 +166,17 @@ class PrecisionReadout(nn.Module):
         return gain
 
     def _watch(self, variance: Tensor, weight: Tensor) -> None:
-        """Running mean and spread of log variance over usual, of samples yet to be learned (window 100)."""
+        """Mean and variance of log variance over usual, of all samples before they were learned.
+
+        Over the whole life, not a recent window: what was usual in an earlier part of the stream stays so.
+        """
         count, mean, square, total = self.leverage.tolist()
         usual = self.usual_variance().log()
         for value in (variance.log() - usual).tolist() if total > 0 else ():
             count += 1
-            rate = 1 / min(count, 100)
             step = value - mean
-            mean += rate * step
-            square = (1 - rate) * (square + rate * step * step)
+            mean += step / count
+            square += (step * (value - mean) - square) / count
         self.leverage.copy_(self.leverage.new_tensor([count, mean, square, total + float(weight.sum())]))
 
     # -- statistics ------------------------------------------------------------------------------------------
@@ -203,8 +210,9 @@ class PrecisionReadout(nn.Module):
         self.cross.index_add_(0, rows, other.cross)
         self.class_count.index_add_(0, rows, other.class_count)
         watched = torch.stack([self.leverage, other.leverage])
-        share = watched[:, 0] / watched[:, 0].sum().clamp_min(1)
-        self.leverage.copy_(
-            torch.cat([watched[:, :1].sum(0), share @ watched[:, 1:3], watched[:, 3:].sum(0)])
-        )
+        count, mean, square, total = watched.T
+        share = count / count.sum().clamp_min(1)
+        both = share @ mean
+        pooled = share @ (square + (mean - both) ** 2)
+        self.leverage.copy_(torch.stack([count.sum(), both, pooled, total.sum()]))
         self.solve()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from arr_coc.learner import Learner
 from arr_coc.pending import Eligibility
 
-_GROWS = {"readout.cross", "readout.weight", "readout.class_count"}  # one row per class
+_GROWS = {"readout.cross", "readout.weight", "readout.class_count", "readout.last_met"}  # one row per class
 _PARTIAL = {
     "readout.partial",
     "readout.partial_precision",
@@ -25,6 +25,7 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "ladder.": learner.ladder,
         "readout.": learner.readout,
         "context_key.": learner.context_key,
+        "own_gain.": learner.own_gain,
         "errors.": learner.errors,
     }
 
@@ -47,8 +48,8 @@ def tensors(learner: Learner) -> dict[str, Tensor]:
 def meta(learner: Learner) -> dict[str, Any]:
     """What is no tensor: names of classes, counts, which eligibility belongs to which action."""
     waiting = [
-        {"action": number, "groups": [[[e.row, e.predicted, e.asked] for e in group] for group in groups]}
-        for number, groups in learner.pending.groups.items()
+        {"action": n, "groups": [[[e.row, e.predicted, e.asked, e.own] for e in group] for group in groups]}
+        for n, groups in learner.pending.groups.items()
     ]
     return {
         "classes": list(learner.classes),
@@ -117,9 +118,12 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
     }
 
 
-def _eligibility(saved: dict[str, Tensor], place: int, row: int, predicted: float, asked: str) -> Eligibility:
+def _eligibility(
+    saved: dict[str, Tensor], place: int, row: int, predicted: float, asked: str, own: float | None
+) -> Eligibility:
     phi, context, direction = (saved[f"pending.{name}"][place].clone() for name in _PENDING)
-    return Eligibility(phi, context, direction, int(row), float(predicted), str(asked))
+    rho = None if own is None else float(own)
+    return Eligibility(phi, context, direction, int(row), float(predicted), str(asked), rho)
 
 
 def place(learner: Learner, device: torch.device) -> None:

@@ -97,11 +97,11 @@ def scores(model: Any, processor: Any, seed: int = 0, limit: int | None = None) 
     made = _rows("easy-VQA test", model, processor, images[:n], turns[:n], control)
     composer = Composer(np.random.default_rng([seed, 11]))
     count = CONTROL_SCENES if limit is None else min(CONTROL_SCENES, 10 * limit)
-    control = QuestionOnly([t for _ in range(count) for t in composer.draw(2)[1]])
+    control = QuestionOnly([t for _ in range(count) for t in composer.draw(2).turns])
     for section, held in (("2x2 scenes, seen concepts", False), ("2x2 scenes, held-out emoji", True)):
         composer = Composer(np.random.default_rng([seed, 12 + held]), held_out=held, only_emoji=held)
         drawn = [composer.draw(2) for _ in range(limit or 500)]
-        made += _rows(section, model, processor, [d[0] for d in drawn], [d[1] for d in drawn], control)
+        made += _rows(section, model, processor, [d.image for d in drawn], [d.turns for d in drawn], control)
     return made
 
 

@@ -50,6 +50,7 @@ class Spec:
         bodies: the kinds of model that it makes sense on.
         order_free: what it ends with does not depend on the order of the samples (closed forms, bounds,
             frozen models): a grid runs it on one order of a seed.
+        configured: whether the plugin's config decides anything about it.
     """
 
     make: Callable[[Setup], Method]
@@ -60,6 +61,7 @@ class Spec:
     needs: tuple[str, ...] = ()
     bodies: tuple[str, ...] = ("dual",)
     order_free: bool = False
+    configured: bool = False
 
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -106,6 +108,8 @@ def _backprop(setup: Setup) -> Method:
         eta_ladder=0.0,
         context_key=False,
         context_reset=False,
+        eta_own=0.0,
+        error_window=0,
         seed=setup.seed,
     )
     return Plugin(setup.store, config)
@@ -156,9 +160,9 @@ METHODS: dict[str, Spec] = {
         needs=("contexts",),
         order_free=True,
     ),
-    "plugin": Spec(_plugin, "arr-coc", bodies=BOTH),
+    "plugin": Spec(_plugin, "arr-coc", bodies=BOTH, configured=True),
     "plugin-fixed": Spec(
-        _changed(learn_relevance=False), "arr-coc without learned relevance", bodies=BOTH, order_free=True
+        _changed(learn_relevance=False), "arr-coc without learned relevance", bodies=BOTH, configured=True
     ),
     "lora": Spec(
         _lora,
@@ -170,12 +174,14 @@ METHODS: dict[str, Spec] = {
         _backprop,
         "the same ladder, U and readout by backprop + Adam (cross-entropy)",
         bodies=BOTH,
+        configured=True,
         grid=tuple({"rate": r} for r in RATES),
     ),
     "backprop-relevance": Spec(
         _backprop_relevance,
-        "U by backprop + Adam under the same recursive readout, with its keys and fresh starts",
+        "U by backprop + Adam under the same recursive readout, all else the same",
         bodies=BOTH,
+        configured=True,
         role="control",
         grid=tuple({"rate": r} for r in RATES),
     ),
@@ -199,6 +205,7 @@ METHODS: dict[str, Spec] = {
         role="bound",
         bodies=BOTH,
         order_free=True,
+        configured=True,
     ),
     "oracle": Spec(
         lambda s: Oracle(s.store, replace(s.config, seed=s.seed)),
@@ -206,6 +213,7 @@ METHODS: dict[str, Spec] = {
         role="bound",
         needs=("mask",),
         order_free=True,
+        configured=True,
     ),
     "mean-context": Spec(
         _mean_context,
@@ -224,7 +232,7 @@ METHODS: dict[str, Spec] = {
         _changed(learn_relevance=False, own_gain=0.0, attention_gain=1.0),
         "the model's attention as relevance",
         role="control",
-        order_free=True,
+        configured=True,
     ),
     "pixels": Spec(
         lambda s: features.Ridge(features.with_context(features.raw_pixels, s.store)),
@@ -238,12 +246,18 @@ METHODS: dict[str, Spec] = {
         role="control",
         order_free=True,
     ),
-    "random-tower": Spec(_plugin, "arr-coc on a random tower of the same shape", "control", "random"),
+    "random-tower": Spec(
+        _plugin, "arr-coc on a random tower of the same shape", "control", "random", configured=True
+    ),
 }
 
 # what each mechanism is worth: the plugin with one thing changed
 ABLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "without-spread": ({"spread": 0}, "relevance is not shared with neighbouring tokens"),
+    "wider-spread": ({"spread": 2}, "relevance is shared with tokens two steps away, not one"),
+    "without-own-gain": ({"eta_own": 0.0}, "the model's own score weighs the same for every context"),
+    "without-own-first": ({"own_first": False}, "U learns at full rate where the model's own score suffices"),
+    "without-error-window": ({"error_window": 0}, "classes not met lately take part in the error"),
     "without-reset": ({"context_reset": False}, "a new text starts from what was learned for texts like it"),
     "without-key": ({"context_key": False}, "the context itself, not its key, on the update side"),
     "without-evidence": ({"evidence": "uniform"}, "every sample weighs the same in the readout"),
@@ -254,7 +268,7 @@ ABLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "with-surprise-damp": ({"surprise_gate": "damp"}, "surprise lowers the relevance update"),
 }
 METHODS |= {
-    name: Spec(_changed(**changes), about, role="ablation", needs=("contexts",), bodies=BOTH)
+    name: Spec(_changed(**changes), about, role="ablation", bodies=BOTH, configured=True)
     for name, (changes, about) in ABLATIONS.items()
 }
 

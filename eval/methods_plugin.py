@@ -69,7 +69,7 @@ class Joint(Plugin):
     def finish(self) -> None:
         shuffle = torch.Generator().manual_seed(self._seed)
         step = len(self._kept[0])
-        rows = torch.cat(self._kept)
+        rows = torch.cat(self._kept).sort().values  # the order in which they came has no say
         rows = rows[torch.randperm(len(rows), generator=shuffle)]
         with torch.no_grad():
             if self.config.learn_relevance:

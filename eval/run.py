@@ -73,9 +73,11 @@ class Grid:
 
     def key(self, method: str, seed: int, order: int, model: str) -> str:
         """What tells one run from another."""
-        config = json.loads(self.config.to_json())
-        said = [self.stream, self.batch, self.n_train, self.n_test, self.probe_limit, self.options, config]
-        said += [self.lora_train, self.tune_train] if registry.spec(method).grid else []
+        spec = registry.spec(method)
+        said = [self.stream, self.batch, self.n_train, self.n_test, self.probe_limit, self.options]
+        said += [json.loads(self.config.to_json())] if spec.configured else []
+        said += [self.tune_train] if spec.grid else []
+        said += [self.lora_train] if method == "lora" else []
         text = json.dumps([*said, method, seed, order, model], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -194,6 +196,8 @@ def run(
         if grid.body not in registry.spec(name).bodies:
             raise ValueError(f"{name} has no place on {grid.stream}, which is for a {grid.body} model")
     first = grid.load(0, 0).samples[0]
+    if cache is not None and cache.exists() and not cache.is_dir():
+        raise ValueError(f"{cache} is a file; percepts are kept in a folder")
     sensible = registry.sensible(grid.body, first["context"] is not None, first["mask"] is not None)
     model = grid.body if model is None else model
     names = list(methods) if methods else sensible

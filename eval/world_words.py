@@ -58,9 +58,9 @@ def held_out_questions(count: int) -> list[streams.Sample]:
     composer = Composer(chance)
     samples: list[streams.Sample] = []
     for index in range(count):
-        image, turns = composer.draw(2)
-        turn = turns[int(chance.integers(len(turns)))]
-        told = {"image": image, "label": turn.answer, "context": turn.question, "mask": None}
+        scene = composer.draw(2)
+        turn = scene.turns[int(chance.integers(len(scene.turns)))]
+        told = {"image": scene.image, "label": turn.answer, "context": turn.question, "mask": None}
         samples.append(told | {"index": index})
     return samples
 

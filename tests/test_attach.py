@@ -1,20 +1,14 @@
 """attach: what was the model's stays the model's; what is learned shows; nothing is left behind."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from transformers.modeling_utils import AttentionInterface
 
+import tiny
 from arr_coc import ArrCocConfig, ArrCocModel, attach, state
 from arr_coc.adapters.capture import _NAME, _taps
-
-_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
-assert _spec is not None
-tiny = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny)  # type: ignore[union-attr]
 
 SMALL = ArrCocConfig(width=16, expansion=8)
 CONTEXT = torch.tensor([1, 2, 49])

@@ -8,7 +8,7 @@ from arr_coc.adapters import embedded
 from arr_coc.eval.cards_generative import right
 from arr_coc.training import generative_model, items, questions, scenes
 from arr_coc.training.questions import PROMPT, Composer, Turn
-from arr_coc.training.train_generative import answer_logits, pixels
+from arr_coc.training.train_generative import answer_logits, looking, naming, pixels
 
 FOLDER = embedded.Path(embedded.__file__).parent / "generative"
 shipped = pytest.mark.skipif(not (FOLDER / "model.safetensors").is_file(), reason="weights are not there")
@@ -82,7 +82,7 @@ def test_unknown_words_are_split_and_come_back(small):
 
 def test_a_packed_turn_equals_a_row_of_its_own_through_the_processor(small):
     model, processor, _ = small
-    image = Composer(np.random.default_rng(0)).draw(2)[0]
+    image = Composer(np.random.default_rng(0)).draw(2).image
     turns = [Turn("where is the red cat?", "top left", ""), Turn("what is this?", "circle", "")]
     packed = questions.pack(processor.tokenizer, [turns, turns[:1]])
     with torch.inference_mode():
@@ -109,7 +109,7 @@ def test_questions_have_the_answer_their_scene_shows():
     composer = Composer(np.random.default_rng(1))
     held = {name for name, _ in questions.emoji_names(True)}
     for i in range(60):
-        turns = composer.draw(1 + i % 3)[1]
+        turns = composer.draw(1 + i % 3).turns
         assert turns
         assert {t.kind for t in turns} <= set(questions.KINDS)
         said = {w for t in turns for w in (t.question + " " + t.answer).replace("?", "").split()}
@@ -127,9 +127,63 @@ def test_garments_are_no_item_of_training():
 
 
 def test_the_same_seed_draws_the_same_scene():
-    (a, s), (b, t) = (Composer(np.random.default_rng(3)).draw(2) for _ in range(2))
-    assert s == t
-    assert np.array_equal(np.asarray(a), np.asarray(b))
+    one, two = (Composer(np.random.default_rng(3)).draw(2) for _ in range(2))
+    assert (one.turns, one.names) == (two.turns, two.names)
+    assert np.array_equal(np.asarray(one.image), np.asarray(two.image))
+
+
+def test_the_cells_of_a_question_are_those_its_answer_is_read_from():
+    composer = Composer(np.random.default_rng(2))
+    for _ in range(80):
+        scene = composer.draw(2)
+        for t in scene.turns:
+            shown = [scene.names[c] for c in t.cells]
+            if t.kind in ("place", "by colour", "beside"):
+                assert shown == [t.answer], t
+            elif t.kind == "where":
+                assert [scenes.PLACES[2][c][0] for c in t.cells] == [t.answer]
+                assert scene.names[t.cells[0]] in t.question
+            elif t.kind == "colour":
+                assert scene.names[t.cells[0]] in t.question
+            elif t.kind == "yes or no":
+                assert (t.answer == "yes") == bool(t.cells)
+            if t.kind == "beside":
+                assert t.first == (t.cells[0] ^ 1,)
+                assert scene.names[t.first[0]] in t.question
+            if t.kind == "count":
+                assert questions.COUNTS[len(t.cells)] == t.answer
+
+
+def test_looking_is_the_attention_on_the_cells_that_tell():
+    """Two layers, two heads; the one that is judged puts a known share on the asked cell."""
+    words = generative_model.tokenizer(["where is the cat?", "top left", "no"])
+    image = words.convert_tokens_to_ids("<image>")
+    turns = [Turn("where is the cat?", "top left", "where", 2, (0,), (0,)), Turn("is there a cat?", "no", "")]
+    packed = questions.pack(words, [turns])
+    begin = int((packed["input_ids"][0] == image).nonzero()[0])
+    length = packed["input_ids"].shape[1]
+    cell = torch.from_numpy(scenes.cell_mask(2, 0).ravel())
+    attentions = []
+    for share in (0.2, 0.5):
+        seen = torch.zeros(1, 2, length, length)
+        seen[..., begin : begin + 144] = torch.where(cell, share / 36, (1 - share) / 108)
+        seen[:, 1] = 0.0  # the second head is free
+        attentions.append(seen)
+    found = looking(tuple(attentions), packed, [turns], image)
+    assert float(found) == pytest.approx(-(np.log(0.2) + np.log(0.5)) / 2, rel=1e-5)
+    untold = looking(tuple(attentions), questions.pack(words, [turns[1:]]), [turns[1:]], image)
+    assert float(untold) == 0.0
+
+
+def test_naming_is_the_cross_entropy_of_the_cells_mean_token():
+    torch.manual_seed(1)
+    seen, table = torch.randn(2, 144, 6), torch.randn(5, 6)
+    cell = torch.from_numpy(scenes.cell_mask(2, 3).ravel())
+    mean = seen[1, cell].mean(0)
+    cosine = torch.nn.functional.cosine_similarity(mean, table, dim=1)
+    expected = -(20 * cosine).log_softmax(0)[4]
+    torch.testing.assert_close(naming(seen, [(1, 2, 3, 4)], table), expected)
+    assert float(naming(seen, [], table)) == 0.0
 
 
 def test_an_unknown_split_is_said():

@@ -1,6 +1,5 @@
 """The grid from end to end: it runs, goes on where it stopped, and its records give the table."""
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +8,10 @@ from typing import Any
 
 import pytest
 
+import fakes
 from arr_coc.eval import methods, metrics, records, run, table
 from arr_coc.training import streams
-
-_spec = importlib.util.spec_from_file_location("fakes", Path(__file__).with_name("fakes.py"))
-assert _spec is not None
-fakes = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fakes)  # type: ignore[union-attr]
-CLASSES, CONFIG = fakes.CLASSES, fakes.CONFIG
-FakeTexts, fake_store, feed, every = fakes.FakeTexts, fakes.fake_store, fakes.feed, fakes.every
+from fakes import CONFIG, FakeTexts, fake_store
 
 
 @pytest.fixture(scope="module")

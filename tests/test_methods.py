@@ -1,8 +1,6 @@
 """Methods against closed forms and scikit-learn."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,17 +8,11 @@ import torch
 from sklearn.linear_model import Ridge as SkRidge
 from sklearn.neighbors import NearestCentroid
 
+import fakes
 from arr_coc.eval import exam, methods
 from arr_coc.eval import methods_features as features
 from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin
-
-_spec = importlib.util.spec_from_file_location("fakes", Path(__file__).with_name("fakes.py"))
-assert _spec is not None
-fakes = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fakes)  # type: ignore[union-attr]
-CLASSES, CONFIG = fakes.CLASSES, fakes.CONFIG
-FakeTexts, fake_store, feed, every = fakes.FakeTexts, fakes.fake_store, fakes.feed, fakes.every
-
+from fakes import CLASSES, CONFIG, every, fake_store, feed
 
 # -- closed forms --------------------------------------------------------------------------------------------
 
@@ -165,7 +157,7 @@ def test_raw_attention_is_the_models_attention_made_a_distribution() -> None:
 
 def test_backprop_that_does_not_move_is_the_plugin_with_relevance_fixed() -> None:
     store = fake_store()
-    still = replace(CONFIG, evidence="uniform")
+    still = replace(CONFIG, evidence="uniform", eta_own=0.0)
     setup = methods.Setup(store, still, settings={"rate": 0.0})
     moved = methods.spec("backprop-relevance").make(setup)
     fixed = methods.spec("plugin-fixed").make(setup)

@@ -1,6 +1,5 @@
 """Percepts against the model, and the examination of a method."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,14 @@ import pytest
 import torch
 from transformers import CLIPModel
 
+import fakes
 from arr_coc import attach
 from arr_coc.eval import exam, percepts, percepts_file
 from arr_coc.eval import methods_features as features
 from arr_coc.eval.methods_lora import Lora
 from arr_coc.eval.percepts import TextBook
 from arr_coc.training import streams
-
-_spec = importlib.util.spec_from_file_location("fakes", Path(__file__).with_name("fakes.py"))
-assert _spec is not None
-fakes = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fakes)  # type: ignore[union-attr]
-CLASSES, CONFIG = fakes.CLASSES, fakes.CONFIG
-FakeTexts, fake_store, feed, every = fakes.FakeTexts, fakes.fake_store, fakes.feed, fakes.every
-small = fakes.small
+from fakes import CLASSES, FakeTexts, fake_store, small
 
 
 @pytest.fixture(scope="module")

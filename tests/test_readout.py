@@ -9,7 +9,7 @@ import torch
 from arr_coc import ArrCocConfig, Learner, Percept
 from arr_coc.error_module import ErrorModules
 from arr_coc.readout import PrecisionReadout
-from arr_coc.relevance import ContextKey, energy, relevance_direction, settle
+from arr_coc.relevance import ContextKey, energy, relevance_direction, settle, token_feedback
 from arr_coc.relevance.settle import similarity
 from arr_coc.rules import Teaching, make_rule
 
@@ -158,7 +158,9 @@ def test_local_updates_are_the_gradient_of_the_chosen_value() -> None:
     for name, update in updates.ladder.items():
         torch.testing.assert_close(update, expected[name], rtol=0, atol=1e-12)
     r = gamma.softmax(1).detach()
-    moved = context.T @ relevance_direction(r, features, updates.drive_feedback) / 3
+    moved = (
+        context.T @ relevance_direction(r, features, token_feedback(r, features, updates.drive_feedback)) / 3
+    )
     torch.testing.assert_close(moved, expected["U"], rtol=0, atol=1e-12)
     unchosen = torch.ones_like(error).scatter_(1, chosen[:, None], 0).bool()
     one = torch.zeros_like(error)
@@ -215,3 +217,34 @@ def test_precision_settles_at_the_inverse_error_and_nothing_overflows() -> None:
         states, context = [torch.randn(2, 3) * 1e15], torch.randn(2, 2) * 1e15
         module.learn(states, module.errors(states, context), context, 0.02)
     assert all(torch.isfinite(module.get_buffer(n)).all() for n in module.state_names)
+
+
+def test_trust_remembers_the_whole_stream_in_any_order() -> None:
+    """Classes one after another: what came first is trusted as much as what came last."""
+    draw = torch.Generator().manual_seed(5)
+    centres = torch.randn(4, 24, generator=draw) * 3
+    samples = [centres[k] + torch.randn(300, 24, generator=draw) for k in range(4)]
+    trusted = []
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        readout = PrecisionReadout(24)
+        for k in order:
+            for some in samples[k][:200].split(10):
+                readout.learn(some, readout.rows([str(k)] * 10, grow=True))
+        trusted.append(torch.stack([readout.trust(s[200:]).mean() for s in samples]))
+    assert torch.stack(trusted).min() > 0.95
+    torch.testing.assert_close(trusted[0], trusted[1], rtol=0, atol=0.02)
+
+
+def test_merged_trust_statistics_are_those_of_both_streams() -> None:
+    torch.manual_seed(6)
+    one, two = PrecisionReadout(4), PrecisionReadout(4)
+    for readout, scale in ((one, 1.0), (two, 3.0)):
+        for _ in range(4):
+            readout.learn(scale * torch.randn(2, 4), readout.rows(["a", "b"], grow=True))
+    parts = [readout.leverage.clone() for readout in (one, two)]
+    one.merge(two)
+    count = sum(float(p[0]) for p in parts)
+    mean = sum(float(p[0] * p[1]) for p in parts) / count
+    square = sum(float(p[0] * (p[2] + p[1] ** 2)) for p in parts) / count - mean**2
+    expected = torch.tensor([count, mean, square, float(parts[0][3] + parts[1][3])], dtype=torch.float64)
+    torch.testing.assert_close(one.leverage, expected, rtol=1e-12, atol=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from arr_coc import ArrCocConfig, Learner, Percept
-from arr_coc.relevance import gather, relevance_direction, spread
+from arr_coc.relevance import gather, relevance_direction, spread, token_feedback
 
 GRID = (4, 5)
 
@@ -42,7 +42,7 @@ def test_what_is_learned_through_the_spread_is_the_gradient() -> None:
     r = gamma.softmax(1)
     value = torch.einsum("bn,bnf,bf->b", r @ neighbourhood(1).T, f, u).sum()
     (expected,) = torch.autograd.grad(value, weight)
-    learned = c.T @ relevance_direction(r.detach(), f, u, GRID, 1)
+    learned = c.T @ relevance_direction(r.detach(), f, token_feedback(r.detach(), f, u, GRID, 1))
     torch.testing.assert_close(learned, expected, rtol=0, atol=1e-12)
 
 

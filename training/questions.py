@@ -24,11 +24,27 @@ KINDS = ("place", "colour", "where", "by colour", "yes or no", "count", "beside"
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, its answer, and what kind it is."""
+    """A question, its answer, what kind it is, and, where a scene has it, which cells tell.
+
+    `cells` are read for the answer; `first` has to be found before them ("beside the cat": the cat's).
+    """
 
     question: str
     answer: str
     kind: str
+    grid: int = 1
+    cells: tuple[int, ...] = ()
+    first: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture, questions about it, and the name of what is in each cell (None: blank), row by row."""
+
+    image: Image.Image
+    turns: list[Turn]
+    grid: int
+    names: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +110,7 @@ class Composer:
         grey = (art[..., :3].mean(2) * 0.75 + 64) * (art[..., 3] / 255)
         return _Item(name, colour, scenes.tint(grey.astype(np.uint8), colour))
 
-    def draw(self, grid: int) -> tuple[Image.Image, list[Turn]]:
+    def draw(self, grid: int) -> Scene:
         """A scene of grid x grid cells (some blank, some of one name) and one question of every kind that
         has one answer."""
         rng = self.rng
@@ -109,53 +125,61 @@ class Composer:
             cells[0] = self._item(None, tinted)
         pictures = [None if c is None else c.picture for c in cells]
         image, _ = scenes.compose(pictures, grid, scenes.background(rng), rng)
-        return image, self._ask(cells, grid, tinted)
+        names = tuple(None if c is None else c.name for c in cells)
+        return Scene(image, self._ask(cells, grid, tinted), grid, names)
 
     def _ask(self, cells: list[_Item | None], grid: int, tinted: bool) -> list[Turn]:
-        rng, turns = self.rng, []
+        rng = self.rng
+        turns: list[Turn] = []
         there = [(i, c) for i, c in enumerate(cells) if c is not None]
         order = [there[i] for i in rng.permutation(len(there))]
         names = [c.name for _, c in there]
         colours = [c.colour for _, c in there]
         pairs = [(c.name, c.colour) for _, c in there]
         alone = [(i, c) for i, c in order if names.count(c.name) == 1]
+
+        def ask(question: str, answer: str, kind: str, *cells: int, first: tuple[int, ...] = ()) -> None:
+            turns.append(Turn(question, answer, kind, grid, cells, first or cells))
+
         if grid > 1:
             for i, c in order[:2]:
                 place = scenes.PLACES[grid][i]
                 said = place[0] if rng.random() < 0.7 else place[rng.integers(len(place))]
-                turns.append(Turn(f"what is in the {said}?", c.name, "place"))
+                ask(f"what is in the {said}?", c.name, "place", i)
             if alone:
                 i, c = alone[-1]
-                turns.append(Turn(f"where is the {c.name}?", scenes.PLACES[grid][i][0], "where"))
+                ask(f"where is the {c.name}?", scenes.PLACES[grid][i][0], "where", i)
             i, c = order[0]
             if c.colour and pairs.count((c.name, c.colour)) == 1:
-                where = scenes.PLACES[grid][i][0]
-                turns.append(Turn(f"where is the {c.colour} {c.name}?", where, "where"))
+                ask(f"where is the {c.colour} {c.name}?", scenes.PLACES[grid][i][0], "where", i)
         else:
-            turns.append(Turn("what is this?", there[0][1].name, "place"))
-        if coloured := [c for _, c in alone if c.colour]:
-            turns.append(Turn(f"what colour is the {coloured[0].name}?", str(coloured[0].colour), "colour"))
-        once = [c for _, c in order if colours.count(c.colour) == 1]
+            ask("what is this?", there[0][1].name, "place", 0)
+        if coloured := [(i, c) for i, c in alone if c.colour]:
+            i, c = coloured[0]
+            ask(f"what colour is the {c.name}?", str(c.colour), "colour", i)
+        once = [(i, c) for i, c in order if colours.count(c.colour) == 1]
         if tinted and once:
-            turns.append(Turn(f"what is the {once[0].colour} item?", once[0].name, "by colour"))
-        turns += self._yes_or_no(order, names, pairs, tinted)
+            i, c = once[0]
+            ask(f"what is the {c.colour} item?", c.name, "by colour", i)
+        turns.append(self._yes_or_no(order, grid, tinted))
         if grid > 1:
             asked = names[rng.integers(len(names))]
             if rng.random() < 0.3:
-                turns.append(Turn("how many items are there?", COUNTS[len(names)], "count"))
+                ask("how many items are there?", COUNTS[len(names)], "count", *(i for i, _ in there))
             else:
-                count = COUNTS[names.count(asked)]
-                turns.append(Turn(f"how many {plural(asked)} are there?", count, "count"))
+                them = [i for i, c in there if c.name == asked]
+                ask(f"how many {plural(asked)} are there?", COUNTS[len(them)], "count", *them)
         if grid == 2:
             for i, c in alone:
                 if (other := cells[i ^ 1]) is not None:
-                    turns.append(Turn(f"which item is beside the {c.name}?", other.name, "beside"))
+                    ask(f"which item is beside the {c.name}?", other.name, "beside", i ^ 1, first=(i,))
                     break
         return turns
 
-    def _yes_or_no(self, order: list, names: list, pairs: list, tinted: bool) -> list[Turn]:
+    def _yes_or_no(self, order: list[tuple[int, _Item]], grid: int, tinted: bool) -> Turn:
         """Half yes; where colours are asked, no is a pair whose colour and name are both there, if one is."""
         rng, (_, c) = self.rng, order[0]
+        pairs = [(k.name, k.colour) for _, k in order]
         yes = rng.random() < 0.5
         if tinted and rng.random() < 0.6:
             colour = c.colour
@@ -163,10 +187,12 @@ class Composer:
                 other = order[-1][1].colour
                 free = [k for k in COLOURS if (c.name, k) not in pairs]
                 colour = other if other in free else free[rng.integers(len(free))]
-            answer = "yes" if (c.name, colour) in pairs else "no"
-            return [Turn(f"is there a {colour} {c.name}?", answer, "yes or no")]
-        name = c.name if yes else self._item(None, tinted).name
-        return [Turn(f"is there a {name}?", "yes" if name in names else "no", "yes or no")]
+            asked = f"{colour} {c.name}"
+            cells = tuple(i for i, k in order if (k.name, k.colour) == (c.name, colour))
+        else:
+            asked = c.name if yes else self._item(None, tinted).name
+            cells = tuple(i for i, k in order if k.name == asked)
+        return Turn(f"is there a {asked}?", "yes" if cells else "no", "yes or no", grid, cells, cells)
 
 
 def easy_vqa(split: str) -> tuple[list[Image.Image], list[list[Turn]]]:

@@ -1,18 +1,22 @@
 """Relevance: scored as an additive log-precision, settled to a distribution over tokens, learned by three
 factors."""
 
-from arr_coc.relevance.learn import ContextKey, relevance_direction
+from arr_coc.relevance.gain import OwnGain, own_correlation
+from arr_coc.relevance.learn import ContextKey, relevance_direction, token_feedback
 from arr_coc.relevance.score import log_precision
 from arr_coc.relevance.settle import Settled, energy, settle
 from arr_coc.relevance.spread import gather, spread
 
 __all__ = [
     "ContextKey",
+    "OwnGain",
     "Settled",
     "energy",
     "gather",
     "log_precision",
+    "own_correlation",
     "relevance_direction",
     "settle",
     "spread",
+    "token_feedback",
 ]

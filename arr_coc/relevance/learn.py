@@ -8,19 +8,17 @@ from torch import Tensor, nn
 from arr_coc.relevance.spread import gather
 
 
-def relevance_direction(
+def token_feedback(
     relevance: Tensor,
     features: Tensor,
     feedback: Tensor,
     grid: tuple[int, int] | None = None,
     radius: int = 0,
 ) -> Tensor:
-    """sum_n r_n [(f_n - x)' u] f_n / sqrt d: what attention (r_n) and activity (f_n) give for feedback u.
+    """(f_n - x)' u, (B, N): how much better than now the answer would be if only token n were relevant.
 
-    Times the context and the reward prediction error this is the gradient of the chosen value with respect to
-    U, at lambda = 0 and inside the clamp: d value / d gamma_n = r_n (f_n - x)' u and d gamma_n / d U = c f_n'
-    / sqrt d. Where relevance is spread before it pools (`spread`), f_n' u is the mean over the neighbours of
-    n.
+    d value / d gamma_n = r_n times it. Where relevance is spread before it pools (`spread`), f_n' u is the
+    mean over the neighbours of n.
 
     Args:
         relevance: r as settled, before it is spread, (B, N).
@@ -28,14 +26,19 @@ def relevance_direction(
         feedback: u, the feedback that reaches x = sum_n r_n f_n, (B, F).
         grid: rows and columns of the tokens, for the spread.
         radius: of the spread.
-
-    Returns:
-        (B, F).
     """
     score = torch.bmm(features, feedback.unsqueeze(-1)).squeeze(-1)  # f_n' u, (B, N)
     if grid is not None and radius:
         score = gather(score, grid, radius)
-    score = score - (relevance * score).sum(1, keepdim=True)  # (f_n - x)' u
+    return score - (relevance * score).sum(1, keepdim=True)
+
+
+def relevance_direction(relevance: Tensor, features: Tensor, score: Tensor) -> Tensor:
+    """sum_n r_n s_n f_n / sqrt d, (B, F): what attention (r_n) and activity (f_n) give, s `token_feedback`.
+
+    Times the context and the reward prediction error this is the gradient of the chosen value with respect to
+    U, at lambda = 0 and inside the clamp: d gamma_n / d U = c f_n' / sqrt d.
+    """
     return torch.bmm((relevance * score).unsqueeze(1), features).squeeze(1) / math.sqrt(features.shape[-1])
 
 

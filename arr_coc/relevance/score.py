@@ -17,7 +17,7 @@ def log_precision(
     mask: Tensor | None = None,
     *,
     attention_gain: float = 1.0,
-    own_gain: float = 1.0,
+    own_gain: Tensor | float = 1.0,
     clamp: float = 20.0,
 ) -> Tensor:
     """gamma_n = g_a log a_n + g_o own_n + c' U f_n / sqrt d, minus its mean over the tokens, clamped.
@@ -32,6 +32,7 @@ def log_precision(
         features: f, (B, N, F).
         weight: U, (C, F).
         own: the model's own score of the tokens for the context, (B, N).
+        own_gain: g_o, one number or one per sample, (B,).
         mask: which tokens exist, (B, N) bool; the others get -inf.
 
     Returns:
@@ -42,7 +43,7 @@ def log_precision(
     """
     gamma = attention_gain * attention.clamp_min(_SMALLEST).log()
     if own is not None:
-        gamma = gamma + own_gain * own
+        gamma = gamma + (own_gain if isinstance(own_gain, float) else own_gain.to(own).unsqueeze(1)) * own
     query = context @ weight / math.sqrt(features.shape[-1])  # (B, F)
     gamma = gamma + torch.bmm(features, query.unsqueeze(-1)).squeeze(-1)  # (B, N)
     if mask is None:

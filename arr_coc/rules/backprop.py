@@ -40,6 +40,8 @@ class Backprop:
             copies = {n: t.detach().clone().float().requires_grad_() for n, t in names.items()}
             values = teaching.forward(copies)
             target = teaching.target.to(values).clone()
+            if teaching.rivals is not None:
+                values, target = values[:, teaching.rivals], target[:, teaching.rivals]
             if self.loss == "squared":
                 objective = -0.5 * (target - values).square().sum(1).mean()
             else:

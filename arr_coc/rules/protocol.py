@@ -22,6 +22,7 @@ class Teaching:
         relevance: U, (C, F).
         forward: the values as a differentiable function of named copies of the plastic tensors (those of
             `Ladder.weights()`, "relevance" and "readout"); for the backprop baseline only.
+        rivals: the classes that take part in the error, (C,) bool; None for all.
     """
 
     error: Tensor
@@ -30,6 +31,7 @@ class Teaching:
     values: Tensor
     relevance: Tensor
     forward: Callable[[dict[str, Tensor]], Tensor] | None = None
+    rivals: Tensor | None = None
 
 
 @dataclass(frozen=True)
