@@ -294,6 +294,7 @@ def _one_run(
         "chance": 1 / len(store.classes),
         "pointing_chance": None if tested is None else float(tested[tested.any(1)].float().mean()),
         "experiences": plan.experiences,
+        "outdated": list(stream.outdated),
         "settings": settings,
         "forward_seconds": forward,
         "step_cost": inside / forward,

@@ -24,11 +24,19 @@ def matrix(found: Record, name: str = "R") -> np.ndarray | None:
 
 
 def scores(found: Record) -> dict[str, float]:
-    """What one run comes to, by the names of METRICS; a measure that it does not support is left out."""
+    """What one run comes to, by the names of METRICS; a measure that it does not support is left out.
+
+    What a run ends with is asked where its stream is not outdated.
+    """
     r, c, p, cp = (matrix(found, name) for name in ("R", "C", "P", "CP"))
     assert r is not None
     assert c is not None
-    asked: dict[str, Callable[[], float]] = {"final_accuracy": lambda: metrics.final_accuracy(r)}
+    now = [j for j in range(r.shape[1]) if j not in found.get("outdated", ())]
+
+    def final(of: np.ndarray) -> float:
+        return metrics.final_accuracy(of) if len(now) == of.shape[1] else float(np.nanmean(of[-1, now]))
+
+    asked: dict[str, Callable[[], float]] = {"final_accuracy": lambda: final(r)}
     if len(found["R"]) > 2:
         asked |= {
             "average_incremental_accuracy": lambda: metrics.average_incremental_accuracy(r),
@@ -36,7 +44,7 @@ def scores(found: Record) -> dict[str, float]:
             "cumulative_forgetting": lambda: metrics.cumulative_forgetting(c),
         }
     if p is not None and cp is not None:
-        asked["final_pointing"] = lambda: metrics.final_accuracy(p)
+        asked["final_pointing"] = lambda: final(p)
         if len(found["R"]) > 2:
             asked["cumulative_forgetting_of_pointing"] = lambda: metrics.cumulative_forgetting(cp)
     before = found["zero_shot_before"]

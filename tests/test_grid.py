@@ -126,3 +126,36 @@ def test_an_unknown_method_stops_the_grid_before_anything_runs(tmp_path: Path) -
     with pytest.raises(ValueError, match="no method"):
         run.run(run.Grid("cued-clutter"), ["plugins!"], out=tmp_path / "x.jsonl")
     assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_what_a_run_ends_with_is_asked_where_its_stream_is_not_outdated() -> None:
+    rows = [*[[0.0] * 4] * 4, [0.1, 0.3, 0.6, 1.0]]
+    found = {"R": rows, "C": [[None] * 4] * 5, "P": None, "CP": None, "zero_shot_before": None}
+    assert table.scores(found)["final_accuracy"] == pytest.approx(0.5)
+    assert table.scores(found | {"outdated": [0, 1]})["final_accuracy"] == pytest.approx(0.8)
+
+
+def test_a_run_is_known_by_what_decides_it() -> None:
+    """LoRA's samples are LoRA's alone, and the plugin's config is no matter of rows that do not read it."""
+    grid = run.Grid("cued-clutter", config=CONFIG)
+    others = {
+        "lora": replace(grid, lora_train=7),
+        "plugin": replace(grid, config=replace(CONFIG, eta=0.9)),
+        "backprop": replace(grid, tune_train=9, config=replace(CONFIG, eta=0.9)),
+        "ranpac": replace(grid, n_train=60),
+    }
+    for method in methods.METHODS:
+        for name, other in others.items():
+            spec = methods.METHODS[method]
+            decides = {"lora": method == "lora", "plugin": spec.configured, "ranpac": True}
+            decides["backprop"] = spec.configured or bool(spec.grid)
+            same = grid.key(method, 0, 0, "m") == other.key(method, 0, 0, "m")
+            assert same != decides[name], (method, name)
+
+
+def test_a_cache_that_is_a_file_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("not a folder")
+    with pytest.raises(ValueError, match="is a file"):
+        run.run(run.Grid("cued-clutter"), ["plugin"], out=tmp_path / "x.jsonl", cache=tmp_path / "cache")
+    assert not (tmp_path / "x.jsonl").exists()
+    assert (tmp_path / "cache").read_text() == "not a folder"

@@ -66,6 +66,8 @@ def has_colour(image: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
 def test_reversed_words_change_their_meaning_at_mid_stream() -> None:
     stream = streams.load("cued-clutter-reversed", seed=1, **SMALL)
     assert stream.experiences[:6] == stream.experiences[6:]
+    assert stream.outdated == (0, 1, 2, 3, 4, 5)
+    assert streams.load("cued-clutter", seed=1, **SMALL).outdated == ()
     assert [s["experience"] for s in stream.samples] == sorted(s["experience"] for s in stream.samples)
 
 

@@ -46,7 +46,8 @@ def make(
 
     Args:
         cues: "known" (the colour's own word), "novel" (a nonsense word for each colour), "reversed" (the
-            colours' words, and from mid-stream on each word means the next colour), "place" or "artwork".
+            colours' words, and from mid-stream on each word means the next colour: the first six experiences
+            are outdated at the end), "place" or "artwork".
         grid: cells along a side, 2 or 3.
         by: what an experience is: one attribute value ("cues") or two classes ("classes").
         n_train, n_test: scenes, the same number for every cue.
@@ -104,7 +105,8 @@ def make(
         shuffle = np.random.default_rng([seed, order, 8]).permutation(len(train))
         train = [train[i] for i in shuffle]
     probes = [Rendered([k for k in test if k.turn == e], render) for e in range(len(experiences))]
-    return Stream(name, Rendered(train, render), experiences, texts, list(probes))
+    outdated = tuple(range(values)) if cues == "reversed" else ()
+    return Stream(name, Rendered(train, render), experiences, texts, list(probes), outdated=outdated)
 
 
 def _words(cues: str, grid: int) -> tuple[str, ...]:

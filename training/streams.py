@@ -67,6 +67,7 @@ class Stream:
         batch: samples per step; 1 yields samples, more yields lists.
         skipped: why and how often a row was passed over; complete once the stream has been walked.
         met: the answers that are possible up to each experience, where experiences are no lists of answers.
+        outdated: experiences that a later one contradicts: what is right at the end is not what they taught.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Stream:
     batch: int = 1
     skipped: Counter[str] = field(default_factory=Counter)
     met: list[list[str]] = field(default_factory=list)
+    outdated: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """Steps: batches."""
