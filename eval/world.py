@@ -73,15 +73,11 @@ def world(model: str | tuple[Any, Any] = "dual", random: bool = False, held: int
     """
     if isinstance(model, tuple):
         bare, processor = model
-    elif Path(model).is_dir():
-        from transformers import CLIPModel, CLIPProcessor
-
-        bare = CLIPModel.from_pretrained(model, dtype=torch.float32, local_files_only=True).eval()
-        processor = CLIPProcessor.from_pretrained(model, local_files_only=True)
     else:
         from arr_coc.adapters import embedded
 
-        bare, processor = embedded.load(model)
+        folder = model if Path(model).is_dir() else None
+        bare, processor = embedded.load("dual" if folder else model, folder=folder)
     if random:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1234)

@@ -73,17 +73,11 @@ def word_world(model: str | tuple[Any, Any] = "generative", held: int | None = N
     """
     if isinstance(model, tuple):
         bare, processor = model
-    elif Path(model).is_dir():
-        from transformers import LlavaForConditionalGeneration, LlavaProcessor
-
-        bare = LlavaForConditionalGeneration.from_pretrained(
-            model, dtype=torch.float32, local_files_only=True
-        ).eval()
-        processor = LlavaProcessor.from_pretrained(model, local_files_only=True)
     else:
         from arr_coc.adapters import embedded
 
-        bare, processor = embedded.load(model)
+        folder = model if Path(model).is_dir() else None
+        bare, processor = embedded.load("generative" if folder else model, folder=folder)
     samples = held_out_questions(300 if held is None else held)
     attached = attach(bare)
     try:

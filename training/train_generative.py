@@ -163,13 +163,7 @@ def train(args: argparse.Namespace) -> None:
     """The whole run: model, data, steps, save."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    if args.dual:
-        from transformers import CLIPModel, CLIPProcessor
-
-        dual = CLIPModel.from_pretrained(args.dual, dtype=torch.float32, local_files_only=True)
-        dual_processor = CLIPProcessor.from_pretrained(args.dual, local_files_only=True)
-    else:
-        dual, dual_processor = embedded.load("dual")
+    dual, dual_processor = embedded.load("dual", folder=args.dual)
     batcher = Batcher(args.seed)
     texts = {w for row in batcher.turns for t in row for w in (t.question, t.answer)}
     composer = Composer(np.random.default_rng([args.seed, 9]))

@@ -37,18 +37,22 @@ def path(name: str) -> Path:
     return folder
 
 
-def load(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def load(name: str, dtype: torch.dtype = torch.float32, folder: Path | str | None = None) -> tuple[Any, Any]:
     """A built-in model in eval mode and its processor, from this folder alone.
 
     Args:
         name: "dual" (CLIPModel) or "generative" (LlavaForConditionalGeneration).
         dtype: weights are stored in float16 and cast to this.
+        folder: another model of that kind, in save_pretrained form; by default the shipped one.
     Returns:
         (model, processor).
     Raises:
-        ValueError, FileNotFoundError: see `path`.
+        ValueError, FileNotFoundError: see `path`; a `folder` that is none.
     """
-    folder = path(name)
+    if name not in NAMES or folder is None:
+        folder = path(name)
+    elif not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; a {name} model in save_pretrained form is needed")
     if name == "dual":
         from transformers import CLIPModel as Model
         from transformers import CLIPProcessor as Processor
