@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-CONFIG_VERSION = 1
+CONFIG_VERSION = 2
 _CHOICES = {
     "rule": ("attention_gated", "backprop"),
     "readout": ("precision", "delta"),
@@ -38,12 +38,12 @@ class ArrCocConfig:
             none.
         settle_tolerance: settling stops when no r_n moves by more.
         settle_steps: and after this many steps at the latest.
-        learn_relevance: whether U is learned.
+        learn_relevance: whether U and the own gain are learned.
         eta: step of the relevance update, in nats of log-precision along its own direction.
         eta_own: step of the own gain, which is learned for each context (see `relevance.OwnGain`); 0 leaves
             it as it is.
-        own_first: multiply eta by (1 - g / 2)^2, g the own gain: what the model's own score finds need not
-            be learned. Without a score, or with eta_own = 0, the factor is 1.
+        own_first: multiply each sample's part in the step of U by (1 - g / 2)^2, g the own gain: what the
+            model's own score finds need not be learned. Without a score, or with eta_own = 0, it is 1.
         centre_contexts: subtract the running mean of the contexts before U sees them.
         context_key: replace c on the update side by its key Q c / (c' Q c), Q the recursive inverse
             correlation.
@@ -54,8 +54,9 @@ class ArrCocConfig:
             over s) or t - v ("squared"). Values of a young readout are noisy, and t - v then teaches
             relevance to blur.
         teaching_scale: s.
-        error_window: only classes met in this many samples before take part in the error, 0 for all: where
-            classes come one after another, all others would only learn to be wrong. Source: Caccia et al.
+        error_window: only classes met in this many samples before, by a label or a reward for them, take part
+            in the error, 0 for all: where classes come one after another, all others would only learn to be
+            wrong. Source: Caccia et al.
             (2022), ER-ACE.
         rule: how W, b and U change ("attention_gated", "backprop").
         rule_options: options of that rule, by name.
@@ -146,6 +147,8 @@ class ArrCocConfig:
             raise ValueError(
                 f"attention_gain={self.attention_gain!r}: a finite number of at least 0 is needed"
             )
+        if self.own_gain > 2:
+            raise ValueError(f"own_gain={self.own_gain!r}: the own gain is kept between 0 and 2")
         if not 0 <= self.lateral < 2:
             raise ValueError(f"lateral={self.lateral!r}: settling contracts for 0 <= lateral < 2 only")
         if not 0 <= self.explore <= 1:
@@ -170,8 +173,11 @@ class ArrCocConfig:
         if not isinstance(raw, dict):
             raise ValueError(f"the config is a {type(raw).__name__}; a JSON object is needed")
         version = raw.pop("config_version", None)
-        if not isinstance(version, int) or version > CONFIG_VERSION:
-            raise ValueError(f"config_version is {version!r}; this release reads 1 to {CONFIG_VERSION}")
+        if version != CONFIG_VERSION:
+            raise ValueError(
+                f"config_version is {version!r}; this release reads {CONFIG_VERSION} (1 had no own gain and "
+                "no error window, and what was learned under it does not go on under them)"
+            )
         known = [f.name for f in fields(cls)]
         for name in raw:
             if name not in known:

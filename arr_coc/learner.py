@@ -1,5 +1,6 @@
 """The learner: percept in, answer out, and one online step per label or reward. Plain tensors, no model."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,8 @@ class Answer:
     Args:
         relevance: r as it pools, settled and spread, (B, N), sums to 1 over the tokens.
         surprise: F, (B,).
-        values: R phi, (B, K) in float64, one column per class in `Learner.classes`.
+        values: R phi, (B, K) in float64 (and on the CPU where the device has none), one column per class in
+            `Learner.classes`.
         trust: how far the values are trusted against the model's own scores, (B,) in [0, 1].
         gamma: the log-precision that settled to r, (B, N).
         settled: iterations and residual of the settling.
@@ -53,6 +55,11 @@ class Answer:
     climb: Climb
     features: Tensor
     context: Tensor
+
+
+def _near(wide: Tensor, other: Tensor) -> Tensor:
+    """A float64 tensor on the device of another one; on the CPU where that device has no float64 (mps)."""
+    return wide.cpu() if other.device.type == "mps" else wide.to(other.device)
 
 
 class Learner(nn.Module):
@@ -118,8 +125,8 @@ class Learner(nn.Module):
         return Answer(
             relevance=relevance,
             surprise=self.errors.surprise(errors),
-            values=self.readout.values(climb.phi).to(climb.phi.device),
-            trust=self.readout.trust(climb.phi, config.trust_sharpness).to(climb.phi.device),
+            values=_near(self.readout.values(climb.phi), climb.phi),
+            trust=_near(self.readout.trust(climb.phi, config.trust_sharpness), climb.phi),
             gamma=gamma,
             settled=settled,
             climb=climb,
@@ -181,21 +188,21 @@ class Learner(nn.Module):
             keys: the K candidates' names, any order, learned or not; or their rows in the readout (-1: none),
                 (K,).
         """
-        rows = (keys if isinstance(keys, Tensor) else self.readout.rows(keys)).to(own_logits.device)
+        rows = (keys if isinstance(keys, Tensor) else self.readout.rows(keys)).to(answer.values.device)
         known = rows >= 0
         if not known.any():
             return own_logits
-        trust = answer.trust.to(own_logits.device)
-        log_own = own_logits.double().log_softmax(1)
+        own = own_logits.to(answer.values)
+        log_own = own.log_softmax(1)
         learned = torch.full_like(log_own, -torch.inf)
-        values = answer.values.to(log_own)[:, rows[known]]
+        values = answer.values[:, rows[known]]
         learned[:, known] = (self.config.value_scale * values).log_softmax(1)
-        t = trust.unsqueeze(1)
+        t = answer.trust.unsqueeze(1)
         mixed = torch.logaddexp(torch.log1p(-t) + log_own, t.log() + learned)
         # a candidate that was never learned keeps a finite score, far below every other
         floor = torch.finfo(own_logits.dtype).min / 4
-        fused = (own_logits.double() + mixed - log_own).clamp_min(floor).to(own_logits.dtype)
-        return torch.where(t > 0, fused, own_logits)
+        fused = (own + mixed - log_own).clamp_min(floor).to(own_logits)
+        return torch.where((t > 0).to(own_logits.device), fused, own_logits)
 
     # -- learning --------------------------------------------------------------------------------------------
 
@@ -205,13 +212,13 @@ class Learner(nn.Module):
         if len(keys) != percept.batch:
             raise ValueError(f"{len(keys)} labels were given for a batch of {percept.batch}")
         answer = self.answer(percept)
-        rows = self.readout.rows(keys, grow=True).to(answer.relevance.device)
+        rows = self.readout.rows(keys, grow=True).to(answer.values.device)
         # classes that appeared just now have had the value 0
         new = len(self.classes) - answer.values.shape[1]
         values = torch.nn.functional.pad(answer.values, (0, new))
         target = torch.nn.functional.one_hot(rows, len(self.classes)).to(values)
-        clock = torch.arange(1, percept.batch + 1, device=rows.device) + self.step.to(rows.device)
-        self.readout.last_met[rows] = clock.to(self.readout.last_met)
+        clock = torch.arange(1, percept.batch + 1) + int(self.step)
+        self.readout.meet(rows, clock)
         weights = self._evidence(percept, answer)
         self._teach(percept, answer, target, values)
         if self.config.readout == "precision":
@@ -236,10 +243,8 @@ class Learner(nn.Module):
             features, context = answer.features.clone(), answer.context.clone()
             gamma = self._score(percept, features, context, copies["relevance"])
             r = settle(gamma, features, config.lateral, percept.mask).relevance
-            return (
-                self._climb(self._spread(r, percept), features, context, percept, copies).phi
-                @ copies["readout"].T
-            )
+            phi = self._climb(self._spread(r, percept), features, context, percept, copies).phi
+            return phi @ copies["readout"].T.to(phi.device)
 
         readout = self.readout.weight.to(error)
         teaching = Teaching(error, target, readout, values, self.relevance_weight, forward, rivals)
@@ -249,9 +254,10 @@ class Learner(nn.Module):
             if feedback is None:  # the own gain is learned from feedback, whatever rule moves U
                 feedback, _ = descend(self.ladder, answer.climb, (error @ readout).to(answer.climb.phi))
             direction, rho = self._eligible(percept, answer, feedback)
-            moved = direction if updates.relevance is None else updates.relevance
-            size = error.norm(dim=1).to(direction)
-            self._learn_relevance(percept.asked, answer.context, moved, size, rho, self._gate(answer))
+            size, gate = error.norm(dim=1).to(direction), self._gate(answer)
+            self._learn_relevance(
+                percept.asked, answer.context, direction, size, rho, gate, updates.relevance
+            )
         if config.eta_ladder > 0:
             for name, direction in updates.ladder.items():
                 self.ladder.get_buffer(name).add_(self.optimizer.step(name, direction, config.eta_ladder))
@@ -262,9 +268,10 @@ class Learner(nn.Module):
     def _rivals(self, batch: int) -> Tensor:
         """The classes that take part in the error: met in the last `error_window` samples, this batch's too,
         (C,)."""
-        window = self.config.error_window
-        last = self.readout.last_met
-        return last > (float(self.step) + batch - max(window, batch) if window else -1.0)
+        window, last = self.config.error_window, self.readout.last_met
+        if not window:
+            return torch.ones_like(last, dtype=torch.bool)
+        return last > max(float(self.step) + batch - max(window, batch), 0.0)
 
     def _eligible(self, percept: Percept, answer: Answer, feedback: Tensor) -> tuple[Tensor, Tensor | None]:
         """What feedback to the drives (B, F) asks of U, (B, F) and of the own gain, if there is one, (B,)."""
@@ -276,39 +283,49 @@ class Learner(nn.Module):
         return direction, own_correlation(r, score, percept.own.to(score))
 
     def _learn_relevance(
-        self, asked: str, context: Tensor, moved: Tensor, size: Tensor, rho: Tensor | None, gate: Tensor
+        self,
+        asked: str,
+        context: Tensor,
+        direction: Tensor,
+        size: Tensor,
+        rho: Tensor | None,
+        gate: Tensor,
+        whole: Tensor | None = None,
     ) -> None:
         """One step of U and of the own gain for contexts (B, C).
 
         Args:
-            moved: per sample the direction, (B, F); or the step of U itself, (C, F).
+            direction: of U, for each sample, (B, F).
             size: |delta|, (B,). rho: of the own gain, (B,). gate: the neuromodulator's, (B,).
+            whole: dU itself, (C, F), from a rule that has it; then `direction` is not used.
         """
         self._meet(asked, context)
-        open_ = self.own_gain.openness(context).to(size) if rho is not None and self.config.own_first else 1.0
-        if moved.shape == self.relevance_weight.shape:
-            step = self.optimizer.step("relevance", moved, self.config.eta)
-            self.relevance_weight += self._along_keys(context, step, open_)
+        first = rho is not None and self.config.own_first
+        open_ = self.own_gain.openness(context).to(size) if first else torch.ones_like(size)
+        if whole is None:
+            self._move_relevance(context, direction, size, gate * open_)
         else:
-            self._move_relevance(context, moved, size, gate * open_)
+            step = self.optimizer.step("relevance", whole, self.config.eta)
+            self.relevance_weight += self._along_keys(context, step, open_)
         if rho is not None:
-            key = self.context_key.key(context)
-            self.own_gain.move(context, key, self.config.eta_own * size.clamp(max=1.0) * rho)
+            self.own_gain.move(context, self._pre(context), self.config.eta_own * size.clamp(max=1.0) * rho)
         self.context_key.observe(context)
 
-    def _along_keys(self, context: Tensor, step: Tensor, open_: Tensor | float) -> Tensor:
+    def _pre(self, context: Tensor) -> Tensor:
+        """What stands for the contexts (B, C) on the update side: their keys, or they themselves."""
+        return self.context_key.key(context) if self.config.context_key else context
+
+    def _along_keys(self, context: Tensor, step: Tensor, open_: Tensor) -> Tensor:
         """K' (o * C'^+ step): what a step does for these contexts (B, C), done along their keys; (C, F).
 
-        For one context it is key (x) (c' step) / (c' c): under c everything as it was, elsewhere next to
-        nothing.
+        For one context it is o key (x) (c' step) / (c' c): under c what it was, times o, elsewhere next to
+        nothing. Without keys it is the step, times the mean of o (B,).
         """
-        keys = self.context_key.key(context)  # (B, C)
         if not self.config.context_key:
-            return step
+            return step * open_.mean()
+        keys = self.context_key.key(context)  # (B, C)
         each = torch.linalg.pinv(context.to(keys).T) @ step.to(keys)  # (B, F)
-        return (keys.T @ (each * (open_.to(keys).unsqueeze(1) if isinstance(open_, Tensor) else open_))).to(
-            step
-        )
+        return (keys.T @ (each * open_.to(keys).unsqueeze(1))).to(step)
 
     def _meet(self, asked: str, context: Tensor) -> None:
         """A text never asked before starts from the model's own relevance: U -= key (x) (c' U), g = start."""
@@ -324,7 +341,7 @@ class Learner(nn.Module):
 
     def _move_relevance(self, context: Tensor, direction: Tensor, size: Tensor, gate: Tensor) -> None:
         config = self.config
-        pre = self.context_key.key(context).to(context) if config.context_key else context
+        pre = self._pre(context).to(context)
         if config.optimizer == "direction":
             # c' key = 1: a step of 1 changes gamma by f' direction / (|direction| sqrt d), a nat for an
             # aligned token
@@ -406,15 +423,16 @@ class Learner(nn.Module):
         delta = reward_prediction_error(reward.to(predicted), predicted)
         for trace, r, d in zip(eligibility, reward.tolist(), delta.tolist(), strict=True):
             if self.config.learn_relevance and trace.asked != "image":
-                sign, size = (1.0 if d >= 0 else -1.0), trace.context.new_tensor([abs(d)])
+                size = trace.context.new_tensor([abs(d)])
                 self._learn_relevance(
                     trace.asked,
                     trace.context.unsqueeze(0),
-                    sign * trace.direction.unsqueeze(0),
+                    d * trace.direction.unsqueeze(0),
                     size,
-                    None if trace.own is None else sign * size.new_tensor([trace.own]),
+                    None if trace.own is None else size.new_tensor([math.copysign(trace.own, d * trace.own)]),
                     torch.ones_like(size),
                 )
+            self.readout.meet(torch.tensor([trace.row]), torch.tensor([int(self.step) + 1]))
             if r == 1:  # a right answer reveals the whole one-hot
                 self.readout.learn(trace.phi.unsqueeze(0), torch.tensor([trace.row]))
             else:

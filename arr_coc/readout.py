@@ -73,6 +73,11 @@ class PrecisionReadout(nn.Module):
         place = {k: i for i, k in enumerate(self.classes)}
         return torch.tensor([place.get(k, -1) for k in keys], device=self.weight.device)
 
+    def meet(self, rows: Tensor, clock: Tensor) -> None:
+        """Note when these classes were met: the numbers (B,) of their samples, from 1."""
+        at = self.last_met.device
+        self.last_met.scatter_reduce_(0, rows.to(at), clock.to(self.last_met), "amax")
+
     # -- answering -------------------------------------------------------------------------------------------
 
     def values(self, phi: Tensor) -> Tensor:
@@ -209,6 +214,7 @@ class PrecisionReadout(nn.Module):
         self.gram += other.gram
         self.cross.index_add_(0, rows, other.cross)
         self.class_count.index_add_(0, rows, other.class_count)
+        self.meet(rows, other.last_met)  # both count from their own beginning
         watched = torch.stack([self.leverage, other.leverage])
         count, mean, square, total = watched.T
         share = count / count.sum().clamp_min(1)

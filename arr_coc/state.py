@@ -1,6 +1,7 @@
 """The learner's whole state as named tensors and plain values: saved, restored, checked by the same names."""
 
 import difflib
+import math
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
     """Put a state into a learner of the same config and shapes; checked whole before anything changes.
 
     Raises:
-        ValueError: for missing or unexpected names (the nearest is named), other shapes or dtypes.
+        ValueError: for missing or unexpected names (the nearest is named), other shapes or dtypes, a pending
+            action that cannot be.
     """
     try:
         classes, steps = list(about["classes"]), dict(about["optimizer_steps"])
@@ -101,29 +103,41 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
     for name in extra:
         if name.startswith("pending.") and len(saved[name]) != count:
             raise ValueError(f"the saved {name} has {len(saved[name])} entries; {count} are described")
+    device = learner.relevance_weight.device
+    place = iter(range(count))
+    waiting = {
+        number: [
+            [_eligibility(saved, next(place), e, device, len(classes)) for e in group] for group in groups
+        ]
+        for number, groups in groups_of.items()
+    }
     for prefix, owner in _owners(learner).items():
         for name in owner.state_names:  # type: ignore[union-attr]
             setattr(owner, name, saved[prefix + name].to(owner.get_buffer(name).device, copy=True))
     learner.readout.classes = classes
     moments = {
-        k.removeprefix("optimizer."): v.clone() for k, v in saved.items() if k.startswith("optimizer.")
+        k.removeprefix("optimizer."): v.to(device, copy=True)
+        for k, v in saved.items()
+        if k.startswith("optimizer.")
     }
     learner.optimizer.load_state(moments, steps)
     learner.generator.set_state(saved["generator"].cpu())
-    learner.pending.next = following
-    place = iter(range(count))
-    learner.pending.groups = {
-        number: [[_eligibility(saved, next(place), *e) for e in group] for group in groups]
-        for number, groups in groups_of.items()
-    }
+    learner.pending.next, learner.pending.groups = following, waiting
 
 
 def _eligibility(
-    saved: dict[str, Tensor], place: int, row: int, predicted: float, asked: str, own: float | None
+    saved: dict[str, Tensor], place: int, said: Any, device: torch.device, classes: int
 ) -> Eligibility:
-    phi, context, direction = (saved[f"pending.{name}"][place].clone() for name in _PENDING)
-    rho = None if own is None else float(own)
-    return Eligibility(phi, context, direction, int(row), float(predicted), str(asked), rho)
+    phi, context, direction = (saved[f"pending.{name}"][place].to(device, copy=True) for name in _PENDING)
+    try:
+        row, predicted, asked, own = said
+        row, predicted, own = int(row), float(predicted), None if own is None else float(own)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a pending action of the saved state is damaged: {said!r}") from error
+    finite = all(math.isfinite(x) for x in (predicted, own or 0.0))
+    if not (0 <= row < classes and finite and asked in ("text", "sequence", "image")):
+        raise ValueError(f"a pending action of the saved state cannot be: {said!r} with {classes} classes")
+    return Eligibility(phi, context, direction, row, predicted, asked, own)
 
 
 def place(learner: Learner, device: torch.device) -> None:

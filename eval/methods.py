@@ -61,7 +61,7 @@ class Spec:
     needs: tuple[str, ...] = ()
     bodies: tuple[str, ...] = ("dual",)
     order_free: bool = False
-    configured: bool = False
+    configured: bool = True
 
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -153,44 +153,50 @@ def _lora(setup: Setup) -> Method:
 
 BOTH = ("dual", "generative")
 METHODS: dict[str, Spec] = {
-    "zero-shot": Spec(lambda s: features.ZeroShot(), "the frozen model", bodies=BOTH, order_free=True),
+    "zero-shot": Spec(
+        lambda s: features.ZeroShot(), "the frozen model", bodies=BOTH, order_free=True, configured=False
+    ),
     "zero-shot-joined": Spec(
         lambda s: features.ZeroShot(joined=True),
         "the frozen model, the context said inside every candidate text",
         needs=("contexts",),
         order_free=True,
+        configured=False,
     ),
-    "plugin": Spec(_plugin, "arr-coc", bodies=BOTH, configured=True),
-    "plugin-fixed": Spec(
-        _changed(learn_relevance=False), "arr-coc without learned relevance", bodies=BOTH, configured=True
-    ),
+    "plugin": Spec(_plugin, "arr-coc", bodies=BOTH),
+    "plugin-fixed": Spec(_changed(learn_relevance=False), "arr-coc without learned relevance", bodies=BOTH),
     "lora": Spec(
         _lora,
         "PEFT LoRA r=8 on q, v + AdamW, one pass; the context said inside the texts",
         bodies=BOTH,
+        configured=False,
         grid=tuple({"rate": r} for r in (1e-4, 3e-4, 1e-3, 3e-3)),
     ),
     "backprop": Spec(
         _backprop,
         "the same ladder, U and readout by backprop + Adam (cross-entropy)",
         bodies=BOTH,
-        configured=True,
         grid=tuple({"rate": r} for r in RATES),
     ),
     "backprop-relevance": Spec(
         _backprop_relevance,
         "U by backprop + Adam under the same recursive readout, all else the same",
         bodies=BOTH,
-        configured=True,
         role="control",
         grid=tuple({"rate": r} for r in RATES),
     ),
-    "ncm": Spec(lambda s: features.NearestMean(features.tower_output), "nearest class mean", order_free=True),
+    "ncm": Spec(
+        lambda s: features.NearestMean(features.tower_output),
+        "nearest class mean",
+        order_free=True,
+        configured=False,
+    ),
     "ranpac": Spec(
         _ranpac,
         "random projection (2,000 ReLU) + ridge on the same features and the context",
         bodies=BOTH,
         order_free=True,
+        configured=False,
     ),
     "ridge-state": Spec(
         lambda s: features.Ridge(features.state),
@@ -198,6 +204,7 @@ METHODS: dict[str, Spec] = {
         role="control",
         bodies=("generative",),
         order_free=True,
+        configured=False,
     ),
     "joint": Spec(
         lambda s: Joint(s.store, replace(s.config, seed=s.seed), s.seed),
@@ -205,7 +212,6 @@ METHODS: dict[str, Spec] = {
         role="bound",
         bodies=BOTH,
         order_free=True,
-        configured=True,
     ),
     "oracle": Spec(
         lambda s: Oracle(s.store, replace(s.config, seed=s.seed)),
@@ -213,13 +219,13 @@ METHODS: dict[str, Spec] = {
         role="bound",
         needs=("mask",),
         order_free=True,
-        configured=True,
     ),
     "mean-context": Spec(
         _mean_context,
         "mean-pooled features, the context and their product, solved jointly",
         role="control",
         order_free=True,
+        configured=False,
     ),
     "cells-context": Spec(
         _cells,
@@ -227,35 +233,38 @@ METHODS: dict[str, Spec] = {
         role="control",
         needs=("contexts",),
         order_free=True,
+        configured=False,
     ),
     "raw-attention": Spec(
         _changed(learn_relevance=False, own_gain=0.0, attention_gain=1.0),
         "the model's attention as relevance",
         role="control",
-        configured=True,
     ),
     "pixels": Spec(
         lambda s: features.Ridge(features.with_context(features.raw_pixels, s.store)),
         "raw pixels (24 px) and the context, ridge",
         role="control",
         order_free=True,
+        configured=False,
     ),
     "pixels-relu": Spec(
         _pixels_relu,
         "2,000 random ReLU features of pixels and context",
         role="control",
         order_free=True,
+        configured=False,
     ),
-    "random-tower": Spec(
-        _plugin, "arr-coc on a random tower of the same shape", "control", "random", configured=True
-    ),
+    "random-tower": Spec(_plugin, "arr-coc on a random tower of the same shape", "control", "random"),
 }
 
 # what each mechanism is worth: the plugin with one thing changed
 ABLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "without-spread": ({"spread": 0}, "relevance is not shared with neighbouring tokens"),
     "wider-spread": ({"spread": 2}, "relevance is shared with tokens two steps away, not one"),
-    "without-own-gain": ({"eta_own": 0.0}, "the model's own score weighs the same for every context"),
+    "without-own-gain": (
+        {"eta_own": 0.0},
+        "the model's own score weighs the same for every context, and U learns at full rate",
+    ),
     "without-own-first": ({"own_first": False}, "U learns at full rate where the model's own score suffices"),
     "without-error-window": ({"error_window": 0}, "classes not met lately take part in the error"),
     "without-reset": ({"context_reset": False}, "a new text starts from what was learned for texts like it"),
@@ -268,7 +277,7 @@ ABLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "with-surprise-damp": ({"surprise_gate": "damp"}, "surprise lowers the relevance update"),
 }
 METHODS |= {
-    name: Spec(_changed(**changes), about, role="ablation", bodies=BOTH, configured=True)
+    name: Spec(_changed(**changes), about, role="ablation", bodies=("dual",) if "own" in name else BOTH)
     for name, (changes, about) in ABLATIONS.items()
 }
 

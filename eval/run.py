@@ -16,7 +16,7 @@ import torch
 
 from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods as registry
-from arr_coc.eval import percepts, percepts_file, records
+from arr_coc.eval import percepts, percepts_file, records, table
 from arr_coc.eval.exam import Record, one
 from arr_coc.eval.percepts import Progress
 from arr_coc.eval.world import World, world
@@ -71,13 +71,14 @@ class Grid:
     def cells(self) -> int:
         return 3 if "3x3" in self.stream or dict(self.options).get("grid") == 3 else 2
 
-    def key(self, method: str, seed: int, order: int, model: str) -> str:
-        """What tells one run from another."""
+    def key(self, method: str, seed: int, order: int, model: str, held: int | None = 0) -> str:
+        """What tells one run from another; `held` as in `run`."""
         spec = registry.spec(method)
         said = [self.stream, self.batch, self.n_train, self.n_test, self.probe_limit, self.options]
         said += [json.loads(self.config.to_json())] if spec.configured else []
         said += [self.tune_train] if spec.grid else []
         said += [self.lora_train] if method == "lora" else []
+        said += [held] if held != 0 else []
         text = json.dumps([*said, method, seed, order, model], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -161,7 +162,8 @@ def tune(
         )
         limit = None if grid.lora_train is None or name != "lora" else min(grid.lora_train, few["n_train"])
         found = one(spec.make(setup), plan, store, grid.batch, None, limit, progress, last_only=True)
-        tried.append({"settings": settings, "final_accuracy": float(np.mean(found["R"][-1]))})
+        found["outdated"] = stream.outdated
+        tried.append({"settings": settings, "final_accuracy": table.final(found)})
     return max(tried, key=lambda t: t["final_accuracy"])["settings"], tried
 
 
@@ -224,7 +226,7 @@ def run(
         for order, name in ((o, n) for o in orders for n in names):
             if registry.spec(name).order_free and order != orders[0]:
                 continue
-            key = grid.key(name, seed, order, mark)
+            key = grid.key(name, seed, order, mark, held)
             if key in earlier:
                 done.append(earlier[key])
                 continue
@@ -304,6 +306,9 @@ def _one_run(
 
 
 def export(runs: Sequence[Record], path: Path) -> None:
-    """Write the raw records of runs; of the same run under two configs the last one stands."""
+    """Write the raw records of runs; of the same run under two configs the last one stands.
+
+    Outdated experiences are among them: what is final in a table is asked without those (`table.final`).
+    """
     last = {(r["label"], r["method"], r["seed"], r["order"]): r for r in runs}
     records.write(path, to_records(list(last.values())))

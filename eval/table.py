@@ -23,20 +23,27 @@ def matrix(found: Record, name: str = "R") -> np.ndarray | None:
     return np.array([[math.nan if v is None else v for v in (r or blank)] for r in rows], dtype=float)
 
 
+def current(found: Record) -> list[int]:
+    """The probes whose experiences no later one contradicts: those that a run's end is asked about."""
+    outdated = set(found.get("outdated", ()))
+    return [j for j in range(len(found["R"][-1])) if j not in outdated]
+
+
+def final(found: Record, name: str = "R") -> float:
+    """mean_j of the last row over the `current` probes j."""
+    return float(np.mean([found[name][-1][j] for j in current(found)]))
+
+
 def scores(found: Record) -> dict[str, float]:
     """What one run comes to, by the names of METRICS; a measure that it does not support is left out.
 
-    What a run ends with is asked where its stream is not outdated.
+    What a run ends with is asked where its stream is not outdated; the measures of forgetting and transfer
+    look at all of it, and count relearning as forgetting.
     """
     r, c, p, cp = (matrix(found, name) for name in ("R", "C", "P", "CP"))
     assert r is not None
     assert c is not None
-    now = [j for j in range(r.shape[1]) if j not in found.get("outdated", ())]
-
-    def final(of: np.ndarray) -> float:
-        return metrics.final_accuracy(of) if len(now) == of.shape[1] else float(np.nanmean(of[-1, now]))
-
-    asked: dict[str, Callable[[], float]] = {"final_accuracy": lambda: final(r)}
+    asked: dict[str, Callable[[], float]] = {"final_accuracy": lambda: final(found)}
     if len(found["R"]) > 2:
         asked |= {
             "average_incremental_accuracy": lambda: metrics.average_incremental_accuracy(r),
@@ -44,7 +51,7 @@ def scores(found: Record) -> dict[str, float]:
             "cumulative_forgetting": lambda: metrics.cumulative_forgetting(c),
         }
     if p is not None and cp is not None:
-        asked["final_pointing"] = lambda: final(p)
+        asked["final_pointing"] = lambda: final(found, "P")
         if len(found["R"]) > 2:
             asked["cumulative_forgetting_of_pointing"] = lambda: metrics.cumulative_forgetting(cp)
     before = found["zero_shot_before"]
@@ -106,17 +113,18 @@ def summary(runs: Sequence[Record]) -> list[Row]:
             some = [r for r in here if r["method"] == method]
             first = some[0]
             accuracy = interval(named["final_accuracy"])
+            n_probe = sum(first["n_probe"][j] for j in current(first))
             row: Row = {
                 "stream": label,
                 "method": method,
                 "role": first["role"],
                 "runs": len(some),
                 "n_learned": first["n_learned"],
-                "n_probe": sum(first["n_probe"]),
+                "n_probe": n_probe,
                 "chance": first["chance"],
                 "pointing_chance": first["pointing_chance"],
                 **{name: interval(values) for name, values in named.items()},
-                "binomial_error": binomial_error(accuracy.mean, sum(first["n_probe"])),
+                "binomial_error": binomial_error(accuracy.mean, n_probe),
                 "step_cost": float(np.median([r["step_cost"] for r in some])),
                 "step_seconds": float(np.median([r["step_seconds"] for r in some])),
                 "forward_seconds": float(np.median([r["forward_seconds"] for r in some])),

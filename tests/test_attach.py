@@ -1,6 +1,7 @@
 """attach: what was the model's stays the model's; what is learned shows; nothing is left behind."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -132,15 +133,19 @@ def test_rewards_come_late_once_and_out_of_order() -> None:
 
 def test_a_saved_adapter_goes_on_exactly_where_it_stopped(tmp_path) -> None:
     inputs, labels = tiny.dual_inputs(), torch.tensor([0, 1, 2])
-    attached = attach(tiny.dual(), SMALL)
-    attached.learn(**inputs, labels=labels, context_ids=CONTEXT)
-    handle = attached.act(**inputs)
+    attached = attach(tiny.dual(), replace(SMALL, error_window=8))
+    for shift in range(5):
+        attached.learn(**inputs, labels=labels.roll(shift), context_ids=CONTEXT)
+    assert attached.learner.own_gain.weight.abs().max() > 0
+    handle, asked = attached.act(**inputs), attached.act(**inputs, context_ids=CONTEXT)
     attached.reward(attached.act(**inputs), torch.tensor([0.0, 1.0, 0.3]))
     attached.save_pretrained(tmp_path / "adapter")
     resumed = ArrCocModel.from_pretrained(tiny.dual(), tmp_path / "adapter")
     for one in (attached, resumed):
         one.reward(handle, torch.tensor([1.0, 0.0, 0.5]))
-        one.learn(**inputs, labels=labels)
+        one.reward(asked, torch.tensor([0.0, 1.0, 0.5]))
+        one.learn(**inputs, labels=torch.tensor([0, 0, 0]), context_ids=CONTEXT)
+        one.learn(**inputs, labels=torch.tensor([0, 1, 0]), context_ids=CONTEXT)
         one.act(**inputs)
     assert same(state.tensors(attached.learner), state.tensors(resumed.learner))
     assert state.meta(attached.learner) == state.meta(resumed.learner)
@@ -160,7 +165,7 @@ def test_damaged_and_foreign_files_are_refused_and_leave_no_hook(tmp_path) -> No
         (whole[:-1] + bytes([whole[-1] ^ 1]), text, "checksum"),
         (whole, text[:50], "damaged"),
         (whole, text.replace('"eta"', '"etta"'), "nearest is 'eta'"),
-        (whole, text.replace('"config_version": 1', '"config_version": 99'), "this release reads"),
+        (whole, text.replace('"config_version": 2', '"config_version": 99'), "this release reads"),
     ]
     model = tiny.dual()
     for data, said, words in cases:
@@ -280,3 +285,22 @@ def test_an_image_token_that_the_model_writes_itself_is_only_a_word() -> None:
     written = attached.generate(**asked)[:, inputs["input_ids"].shape[1] :]
     assert (written[:, 0] == tiny.IMAGE).all()
     attached.detach()
+
+
+@pytest.mark.parametrize(
+    "said", [[0, 0.5, "text"], [7, 0.5, "text", None], [0, 0.5, "text", float("nan")], [0, None, "text", 0.1]]
+)
+def test_a_pending_action_that_cannot_be_is_refused_before_anything_changes(said: list) -> None:
+    attached = attach(tiny.dual(), SMALL)
+    attached.learn(**tiny.dual_inputs(), labels=torch.tensor([0, 1, 2]), context_ids=CONTEXT)
+    attached.act(**tiny.dual_inputs(), context_ids=CONTEXT)
+    saved, about = state.tensors(attached.learner), state.meta(attached.learner)
+    about["pending"][0]["groups"][0][0] = said
+    fresh = attach(tiny.dual(), SMALL)
+    before = {k: v.clone() for k, v in state.tensors(fresh.learner).items()}
+    with pytest.raises(ValueError, match="pending action"):
+        state.load(fresh.learner, saved, about)
+    assert same(before, state.tensors(fresh.learner))
+    assert fresh.learner.classes == []
+    for one in (attached, fresh):
+        one.detach()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import fakes
+from arr_coc import ArrCocConfig
 from arr_coc.eval import methods, metrics, records, run, table
 from arr_coc.training import streams
 from fakes import CONFIG, FakeTexts, fake_store
@@ -135,22 +136,39 @@ def test_what_a_run_ends_with_is_asked_where_its_stream_is_not_outdated() -> Non
     assert table.scores(found | {"outdated": [0, 1]})["final_accuracy"] == pytest.approx(0.8)
 
 
-def test_a_run_is_known_by_what_decides_it() -> None:
-    """LoRA's samples are LoRA's alone, and the plugin's config is no matter of rows that do not read it."""
+class Watched(ArrCocConfig):
+    """A config that tells whether it was read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ArrCocConfig.__dataclass_fields__:
+            read.append(name)
+        return super().__getattribute__(name)
+
+
+read: list[str] = []
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, s in methods.METHODS.items() if "dual" in s.bodies and n != "lora"]
+)
+def test_a_run_is_known_by_what_decides_it(name: str) -> None:
+    """The plugin's config is in the key of every method that reads it, and of no other."""
+    config = Watched(expansion=8)
+    read.clear()
+    methods.spec(name).make(methods.Setup(fake_store(), config))
+    assert methods.spec(name).configured == bool(read)
     grid = run.Grid("cued-clutter", config=CONFIG)
-    others = {
-        "lora": replace(grid, lora_train=7),
-        "plugin": replace(grid, config=replace(CONFIG, eta=0.9)),
-        "backprop": replace(grid, tune_train=9, config=replace(CONFIG, eta=0.9)),
-        "ranpac": replace(grid, n_train=60),
-    }
-    for method in methods.METHODS:
-        for name, other in others.items():
-            spec = methods.METHODS[method]
-            decides = {"lora": method == "lora", "plugin": spec.configured, "ranpac": True}
-            decides["backprop"] = spec.configured or bool(spec.grid)
-            same = grid.key(method, 0, 0, "m") == other.key(method, 0, 0, "m")
-            assert same != decides[name], (method, name)
+    other = replace(grid, config=replace(CONFIG, eta=0.9))
+    assert (grid.key(name, 0, 0, "m") != other.key(name, 0, 0, "m")) == bool(read)
+
+
+def test_what_else_decides_a_run_is_in_its_key() -> None:
+    grid = run.Grid("cued-clutter", config=CONFIG)
+    key = grid.key("lora", 0, 0, "m")
+    assert replace(grid, lora_train=7).key("lora", 0, 0, "m") != key
+    assert replace(grid, lora_train=7).key("backprop", 0, 0, "m") == grid.key("backprop", 0, 0, "m")
+    assert replace(grid, tune_train=7).key("backprop", 0, 0, "m") != grid.key("backprop", 0, 0, "m")
+    assert grid.key("lora", 0, 0, "m", 40) != grid.key("lora", 0, 0, "m", None) != key
 
 
 def test_a_cache_that_is_a_file_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from arr_coc import ArrCocConfig, Learner, Percept
 from arr_coc.relevance import OwnGain, own_correlation, token_feedback
+from arr_coc.rules import make_rule
 
 
 def test_rho_is_the_gradient_along_the_gain_over_both_deviations() -> None:
@@ -97,3 +98,78 @@ def test_a_class_that_comes_back_takes_part_again() -> None:
     learner.learn(percept, ["old", "a", "b", "a"])
     assert learner._rivals(4).tolist() == [True, False, True, True]
     assert learner._rivals(40).tolist() == [False] * 4  # a batch larger than the window counts alone
+
+
+def test_a_batch_as_large_as_a_context_is_wide_is_a_batch() -> None:
+    """B = C: the same with a context that has one more entry, always 0."""
+    learners = []
+    for extra in (0, 1):
+        torch.manual_seed(3)
+        tokens, own = torch.randn(6, 4, 6, 5), torch.randn(6, 4, 6)
+        context = torch.nn.functional.pad(torch.eye(4), (0, extra))
+        learner = Learner(ArrCocConfig(width=5, expansion=0, spread=0), [5], 4 + extra)
+        for t, o in zip(tokens, own, strict=True):
+            learner.learn(Percept((t,), torch.ones(4, 6), context, own=o), ["a", "b", "a", "b"])
+        learners.append(learner)
+    # the rungs of both see the same, for W is zero: U differs by its last row alone
+    torch.testing.assert_close(learners[0].relevance_weight, learners[1].relevance_weight[:4])
+    assert float(learners[0].relevance_weight.abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("rule", ["attention_gated", "backprop"])
+def test_u_moves_by_what_the_own_gain_leaves_open(rule: str) -> None:
+    """At g = 1.4 the step of U is (1 - .7)^2 of the step without `own_first`."""
+    moved = {}
+    for first in (True, False):
+        torch.manual_seed(4)
+        config = ArrCocConfig(
+            width=5, expansion=0, spread=0, own_first=first, own_gain=1.4, rule=rule, error_window=0
+        )
+        learner = Learner(config, [5], 3)
+        learner.readout.rows(["a", "b"], grow=True)
+        learner.readout.weight.normal_(0, 0.1)
+        percept = Percept((torch.randn(1, 6, 5),), torch.ones(1, 6), torch.eye(3)[:1], own=torch.randn(1, 6))
+        learner.learn(percept, ["a"])
+        moved[first] = learner.relevance_weight.clone()
+    assert float(moved[False].abs().max()) > 1e-4
+    torch.testing.assert_close(moved[True], 0.09 * moved[False], rtol=1e-4, atol=1e-9)
+
+
+def test_a_new_text_starts_with_the_gain_of_the_config() -> None:
+    torch.manual_seed(5)
+    learner = Learner(ArrCocConfig(width=5, expansion=0, spread=0, own_gain=0.8), [5], 3)
+    one, two = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1, 0.0], [1.0, 0.0, 0.3]])).split(1)
+    for i in range(20):
+        percept = Percept((torch.randn(1, 6, 5),), torch.ones(1, 6), one, own=torch.randn(1, 6))
+        learner.learn(percept, ["ab"[i % 2]])
+    assert abs(float(learner.own_gain(two)) - 0.8) > 0.01
+    learner._meet("text", two)
+    assert float(learner.own_gain(two)) == pytest.approx(0.8)
+
+
+def test_rewarded_classes_take_part_and_classes_only_heard_of_do_not() -> None:
+    learner, percept = learner_and_percept(8)
+    _, left = learner.act(percept, ["old", "a", "new", "newer"], torch.tensor([0, 0, 0, 0]))
+    assert learner._rivals(4).tolist() == [False, False, True, True, False, False]
+    learner.reward(left[:1], torch.tensor([0.0]))
+    assert learner._rivals(1).tolist() == [True, False, True, True, False, False]
+    early = Learner(ArrCocConfig(width=5, expansion=0, spread=0), [5], 3)
+    early.readout.rows(["a", "b"], grow=True)
+    assert early._rivals(1).tolist() == [False, False]
+
+
+def test_backprop_lets_the_same_classes_take_part() -> None:
+    """What a class not met lately would say does not reach U by automatic differentiation either."""
+    moved = []
+    for push in (0.0, 5.0):
+        learner, percept = learner_and_percept(8)
+        learner.rule = make_rule("backprop", {"loss": "cross_entropy"})
+        learner.readout.weight[:2] += push
+        learner.learn(percept, ["a", "b", "b", "a"])
+        moved.append(learner.relevance_weight.clone())
+    assert torch.equal(*moved)
+
+
+def test_an_own_gain_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="between 0 and 2"):
+        ArrCocConfig(own_gain=2.5)

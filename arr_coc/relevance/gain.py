@@ -14,12 +14,13 @@ class OwnGain(nn.Module):
 
         Delta w = eta min(1, |delta|) rho key(c)
 
-    rho (`own_correlation`) is d value / d g over both standard deviations, so the step has no unit. Where g
-    is high there is little left to learn, and the step of U is multiplied by `openness` = (1 - g / 2)^2.
+    rho (`own_correlation`) is d value / d g (at lambda = 0, inside the clamp) over both standard deviations,
+    so the step has no unit. Where g is high there is little left to learn, and the step of U is multiplied
+    by `openness` = (1 - g / 2)^2.
 
     Args:
         width: C, of a context.
-        start: g of a context that nothing was learned for.
+        start: g of a context that nothing was learned for, in [0, 2].
     """
 
     state_names = ("weight",)
@@ -32,11 +33,11 @@ class OwnGain(nn.Module):
 
     def forward(self, context: Tensor) -> Tensor:
         """g(c), (B,), of contexts (B, C)."""
-        return (self.start + context.to(self.weight) @ self.weight).clamp(0.0, max(MOST, self.start))
+        return (self.start + context.to(self.weight) @ self.weight).clamp(0.0, MOST)
 
     def openness(self, context: Tensor) -> Tensor:
         """(1 - g / 2)^2, (B,): 1 where the model's own score says nothing, 0 where it is fully believed."""
-        return (1 - self(context) / MOST).clamp_min(0.0) ** 2
+        return (1 - self(context) / MOST) ** 2
 
     def move(self, context: Tensor, key: Tensor, step: Tensor) -> None:
         """Change g of these contexts (B, C) by `step` (B,), one after another, no further than [0, 2].
@@ -46,7 +47,7 @@ class OwnGain(nn.Module):
         """
         for c, k, s in zip(context.split(1), key.to(self.weight), step.to(self.weight), strict=True):
             unbounded = self.start + (c.to(self.weight) @ self.weight)
-            self.weight += k * ((unbounded + s).clamp(0.0, max(MOST, self.start)) - unbounded)
+            self.weight += k * ((unbounded + s).clamp(0.0, MOST) - unbounded)
 
     def reset(self, context: Tensor, key: Tensor) -> None:
         """g(c) = start again for one context (1, C)."""

@@ -43,7 +43,7 @@ def log_precision(
     """
     gamma = attention_gain * attention.clamp_min(_SMALLEST).log()
     if own is not None:
-        gamma = gamma + (own_gain if isinstance(own_gain, float) else own_gain.to(own).unsqueeze(1)) * own
+        gamma = gamma + (own_gain.to(own).unsqueeze(1) if isinstance(own_gain, Tensor) else own_gain) * own
     query = context @ weight / math.sqrt(features.shape[-1])  # (B, F)
     gamma = gamma + torch.bmm(features, query.unsqueeze(-1)).squeeze(-1)  # (B, N)
     if mask is None:

@@ -37,12 +37,12 @@ class AttentionGated:
     ledger = Ledger(weight_transport=True, global_scalar=True, update_locking=True, signed_errors=True)
 
     def step(self, ladder: Ladder, climb: Climb, teaching: Teaching) -> Updates:
-        feedback = (teaching.error @ teaching.readout).to(climb.phi.dtype)  # (B, D)
+        feedback = (teaching.error @ teaching.readout).to(climb.phi)  # (B, D)
         drives, gated = descend(ladder, climb, feedback)
         below = [climb.below, *climb.states[:-1]]
         ladder_updates = {}
         for level, (g, z) in enumerate(zip(gated, below, strict=True)):
             ladder_updates[f"weight_{level}"] = g.T @ z / len(z)
             ladder_updates[f"bias_{level}"] = g.mean(0)
-        error = teaching.error.to(climb.phi.dtype)
+        error = teaching.error.to(climb.phi)
         return Updates(ladder_updates, error.T @ climb.phi / len(error), drive_feedback=drives)
