@@ -35,6 +35,7 @@ STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "cued-clutter-place": ("stream_cued", {"cues": "place"}),
     "cued-clutter-artwork": ("stream_cued", {"cues": "artwork"}),
     "cued-clutter-classes": ("stream_cued", {"by": "classes"}),
+    "cued-clutter-novel-classes": ("stream_cued", {"cues": "novel", "by": "classes"}),
     "scene-qa": ("stream_scene_qa", {}),
 }
 
