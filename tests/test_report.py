@@ -126,7 +126,7 @@ def test_the_page_opens_in_a_browser(tmp_path) -> None:
         (["eval", "cued-clutter", "--seeds", "a-b"], "0-4"),
         (["demo", "--out", "/no/such/folder/x.html"], "no folder"),
         (["inspect", "duall"], "did you mean 'dual'"),
-        (["card", "triple"], "'dual' and 'generative'"),
+        (["card", "triple"], "there are dual, generative"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_two(arguments: list[str], words: str) -> None:
