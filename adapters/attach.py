@@ -21,8 +21,9 @@ from arr_coc.adapters.generative import IGNORE, GenerativeBody
 from arr_coc.adapters.perceived import Handle, Perceived, Prediction, ordinary
 from arr_coc.adapters.predict import predict
 from arr_coc.adapters.structure import Inspection, kind_of
+from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
-from arr_coc.learner import Answer, Learner
+from arr_coc.learner import Learner
 from arr_coc.percept import Percept
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ if not (Path(__file__).parent / "adapters").is_dir() and (_root / "adapters" / "
     __path__.append(str(_root))
 
 from arr_coc._version import __version__  # noqa: E402
+from arr_coc.answer import Answer  # noqa: E402
 from arr_coc.config import ArrCocConfig  # noqa: E402
-from arr_coc.learner import Answer, Learner  # noqa: E402
+from arr_coc.learner import Learner  # noqa: E402
 from arr_coc.percept import Percept  # noqa: E402
 
 _ADAPTERS = {"ArrCocModel", "Handle", "attach"}

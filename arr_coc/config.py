@@ -5,6 +5,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from arr_coc.relevance.gain import MOST
+
 CONFIG_VERSION = 2
 _CHOICES = {
     "rule": ("attention_gated", "backprop"),
@@ -56,8 +58,7 @@ class ArrCocConfig:
         teaching_scale: s.
         error_window: only classes met in this many samples before, by a label or a reward for them, take part
             in the error, 0 for all: where classes come one after another, all others would only learn to be
-            wrong. Source: Caccia et al.
-            (2022), ER-ACE.
+            wrong. Source: Caccia et al. (2022), ER-ACE.
         rule: how W, b and U change ("attention_gated", "backprop").
         rule_options: options of that rule, by name.
         optimizer: what is done with an update: its direction scaled to eta min(1, |delta|), plain SGD, or
@@ -147,8 +148,8 @@ class ArrCocConfig:
             raise ValueError(
                 f"attention_gain={self.attention_gain!r}: a finite number of at least 0 is needed"
             )
-        if self.own_gain > 2:
-            raise ValueError(f"own_gain={self.own_gain!r}: the own gain is kept between 0 and 2")
+        if self.own_gain > MOST:
+            raise ValueError(f"own_gain={self.own_gain!r}: the own gain is kept between 0 and {MOST:g}")
         if not 0 <= self.lateral < 2:
             raise ValueError(f"lateral={self.lateral!r}: settling contracts for 0 <= lateral < 2 only")
         if not 0 <= self.explore <= 1:

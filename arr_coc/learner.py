@@ -1,11 +1,11 @@
 """The learner: percept in, answer out, and one online step per label or reward. Plain tensors, no model."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from arr_coc.answer import Answer, fuse, near
 from arr_coc.config import ArrCocConfig
 from arr_coc.error_module import ErrorModules
 from arr_coc.ladder import Climb, Ladder
@@ -17,7 +17,6 @@ from arr_coc.readout import PrecisionReadout
 from arr_coc.relevance import (
     ContextKey,
     OwnGain,
-    Settled,
     log_precision,
     own_correlation,
     relevance_direction,
@@ -27,39 +26,6 @@ from arr_coc.relevance import (
 )
 from arr_coc.rules import Teaching, make_rule
 from arr_coc.rules.attention_gated import descend
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the learner makes of a percept.
-
-    Args:
-        relevance: r as it pools, settled and spread, (B, N), sums to 1 over the tokens.
-        surprise: F, (B,).
-        values: R phi, (B, K) in float64 (and on the CPU where the device has none), one column per class in
-            `Learner.classes`.
-        trust: how far the values are trusted against the model's own scores, (B,) in [0, 1].
-        gamma: the log-precision that settled to r, (B, N).
-        settled: iterations and residual of the settling.
-        climb: the pass up the ladder.
-        features: f of all sites side by side, (B, N, F).
-        context: as U sees it, (B, C).
-    """
-
-    relevance: Tensor
-    surprise: Tensor
-    values: Tensor
-    trust: Tensor
-    gamma: Tensor
-    settled: Settled
-    climb: Climb
-    features: Tensor
-    context: Tensor
-
-
-def _near(wide: Tensor, other: Tensor) -> Tensor:
-    """A float64 tensor on the device of another one; on the CPU where that device has no float64 (mps)."""
-    return wide.cpu() if other.device.type == "mps" else wide.to(other.device)
 
 
 class Learner(nn.Module):
@@ -125,8 +91,8 @@ class Learner(nn.Module):
         return Answer(
             relevance=relevance,
             surprise=self.errors.surprise(errors),
-            values=_near(self.readout.values(climb.phi), climb.phi),
-            trust=_near(self.readout.trust(climb.phi, config.trust_sharpness), climb.phi),
+            values=near(self.readout.values(climb.phi), climb.phi),
+            trust=near(self.readout.trust(climb.phi, config.trust_sharpness), climb.phi),
             gamma=gamma,
             settled=settled,
             climb=climb,
@@ -177,32 +143,14 @@ class Learner(nn.Module):
         return self.ladder.climb(drive, context, percept.state, weights)
 
     def fuse(self, own_logits: Tensor, keys: list[str] | Tensor, answer: Answer) -> Tensor:
-        """own + log((1 - t) + t p_learned / p_own): the model's own scores and the learned values, mixed by
-        trust.
-
-        p_own = softmax(own) over the candidates, p_learned = softmax(s R phi) over those that were learned (0
-        for the rest), t the trust. Where t is 0 the model's own scores come back bit for bit.
+        """The model's own scores (B, K) and the learned values, mixed by trust (see `answer.fuse`).
 
         Args:
-            own_logits: (B, K).
             keys: the K candidates' names, any order, learned or not; or their rows in the readout (-1: none),
                 (K,).
         """
-        rows = (keys if isinstance(keys, Tensor) else self.readout.rows(keys)).to(answer.values.device)
-        known = rows >= 0
-        if not known.any():
-            return own_logits
-        own = own_logits.to(answer.values)
-        log_own = own.log_softmax(1)
-        learned = torch.full_like(log_own, -torch.inf)
-        values = answer.values[:, rows[known]]
-        learned[:, known] = (self.config.value_scale * values).log_softmax(1)
-        t = answer.trust.unsqueeze(1)
-        mixed = torch.logaddexp(torch.log1p(-t) + log_own, t.log() + learned)
-        # a candidate that was never learned keeps a finite score, far below every other
-        floor = torch.finfo(own_logits.dtype).min / 4
-        fused = (own + mixed - log_own).clamp_min(floor).to(own_logits)
-        return torch.where((t > 0).to(own_logits.device), fused, own_logits)
+        rows = keys if isinstance(keys, Tensor) else self.readout.rows(keys)
+        return fuse(own_logits, rows.to(answer.values.device), answer, self.config.value_scale)
 
     # -- learning --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,70 @@
+"""What the learner makes of a percept, and how it is mixed with what the model says itself."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from arr_coc.ladder import Climb
+from arr_coc.relevance import Settled
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the learner makes of a percept.
+
+    Args:
+        relevance: r as it pools, settled and spread, (B, N), sums to 1 over the tokens.
+        surprise: F, (B,).
+        values: R phi, (B, K) in float64 (and on the CPU where the device has none), one column per class in
+            `Learner.classes`.
+        trust: how far the values are trusted against the model's own scores, (B,) in [0, 1].
+        gamma: the log-precision that settled to r, (B, N).
+        settled: iterations and residual of the settling.
+        climb: the pass up the ladder.
+        features: f of all sites side by side, (B, N, F).
+        context: as U sees it, (B, C).
+    """
+
+    relevance: Tensor
+    surprise: Tensor
+    values: Tensor
+    trust: Tensor
+    gamma: Tensor
+    settled: Settled
+    climb: Climb
+    features: Tensor
+    context: Tensor
+
+
+def near(wide: Tensor, other: Tensor) -> Tensor:
+    """A float64 tensor on the device of another one; on the CPU where that device has no float64 (mps)."""
+    return wide.cpu() if other.device.type == "mps" else wide.to(other.device)
+
+
+def fuse(own_logits: Tensor, rows: Tensor, answer: Answer, value_scale: float) -> Tensor:
+    """own + log((1 - t) + t p_learned / p_own): the model's own scores and the learned values, mixed by
+    trust.
+
+    p_own = softmax(own) over the candidates, p_learned = softmax(s R phi) over those that were learned (0
+    for the rest), t the trust. Where t is 0 the model's own scores come back bit for bit.
+
+    Args:
+        own_logits: (B, K).
+        rows: of the K candidates in the readout, on the device of the values, (K,); -1: never learned.
+        value_scale: s.
+    """
+    known = rows >= 0
+    if not known.any():
+        return own_logits
+    own = own_logits.to(answer.values)
+    log_own = own.log_softmax(1)
+    learned = torch.full_like(log_own, -torch.inf)
+    values = answer.values[:, rows[known]]
+    learned[:, known] = (value_scale * values).log_softmax(1)
+    t = answer.trust.unsqueeze(1)
+    mixed = torch.logaddexp(torch.log1p(-t) + log_own, t.log() + learned)
+    # a candidate that was never learned keeps a finite score, far below every other
+    floor = torch.finfo(own_logits.dtype).min / 4
+    fused = (own + mixed - log_own).clamp_min(floor).to(own_logits)
+    return torch.where((t > 0).to(own_logits.device), fused, own_logits)
