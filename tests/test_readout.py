@@ -248,3 +248,23 @@ def test_merged_trust_statistics_are_those_of_both_streams() -> None:
     square = sum(float(p[0] * (p[2] + p[1] ** 2)) for p in parts) / count - mean**2
     expected = torch.tensor([count, mean, square, float(parts[0][3] + parts[1][3])], dtype=torch.float64)
     torch.testing.assert_close(one.leverage, expected, rtol=1e-12, atol=0)
+
+
+def test_trust_is_calibrated_over_all_samples_alike_and_merging_keeps_when_classes_were_met() -> None:
+    torch.manual_seed(9)
+    readout, seen = PrecisionReadout(5), []
+    for i in range(60):
+        phi = torch.randn(2, 5) * (1 + i % 7)
+        rows = readout.rows(["a", "b"], grow=True)
+        if i:
+            seen += (readout.variance(phi).log() - readout.usual_variance().log()).tolist()
+        readout.learn(phi, rows)
+        readout.meet(rows, torch.tensor([2 * i + 1, 2 * i + 2]))
+    told = torch.tensor(seen, dtype=torch.float64)
+    expected = torch.stack([told.mean(), told.var(correction=0)])
+    torch.testing.assert_close(readout.leverage[1:3], expected, rtol=1e-10, atol=0)
+    other = PrecisionReadout(5)
+    other.learn(torch.randn(2, 5), other.rows(["b", "c"], grow=True))
+    other.meet(torch.tensor([0, 1]), torch.tensor([4, 7]))
+    readout.merge(other)
+    assert readout.last_met.tolist() == [119.0, 120.0, 7.0]
