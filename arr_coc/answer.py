@@ -18,11 +18,14 @@ class Answer:
         surprise: F, (B,).
         values: R phi, (B, K) in float64 (and on the CPU where the device has none), one column per class in
             `Learner.classes`.
-        trust: how far the values are trusted against the model's own scores, (B,) in [0, 1].
+        trust: how far the values are trusted against the model's own scores, (B,) in [0, 1]: by how unusual
+            phi is among what was learned, or the whole scene if that is more unusual.
         gamma: the log-precision that settled to r, (B, N).
         settled: iterations and residual of the settling.
         climb: the pass up the ladder.
         features: f of all sites side by side, (B, N, F).
+        scene: what the whole scene looks like at the lowest site: mean and standard deviation of its features
+            over all tokens, and 1, (B, 2 width + 1); the same whatever is relevant.
         context: as U sees it, (B, C).
     """
 
@@ -34,6 +37,7 @@ class Answer:
     settled: Settled
     climb: Climb
     features: Tensor
+    scene: Tensor
     context: Tensor
 
 

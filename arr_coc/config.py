@@ -7,7 +7,7 @@ from typing import Any
 
 from arr_coc.relevance.gain import MOST
 
-CONFIG_VERSION = 2
+CONFIG_VERSION = 3
 _CHOICES = {
     "rule": ("attention_gated", "backprop"),
     "readout": ("precision", "delta"),
@@ -72,7 +72,7 @@ class ArrCocConfig:
         error_module: whether predictions and precisions of the rungs are learned (they give the surprise).
         eta_error: their step.
         surprise_gate: whether surprise multiplies the relevance update, and with which sign.
-        trust_sharpness: how fast trust falls with the predictive variance (see `readout.trust`).
+        trust_sharpness: how fast trust falls with the predictive variance (see `familiarity.trust`).
         value_scale: inverse temperature of the learned values where they are mixed with the model's own
             scores.
         explore: share of actions drawn from softmax(values); the rest are the best ones.

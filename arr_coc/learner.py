@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from arr_coc.answer import Answer, fuse, near
 from arr_coc.config import ArrCocConfig
 from arr_coc.error_module import ErrorModules
+from arr_coc.familiarity import Familiarity, trust
 from arr_coc.ladder import Climb, Ladder
 from arr_coc.neuromodulator import max_boltzmann, reward_prediction_error, surprise_gate
 from arr_coc.optimizer import Optimizer
@@ -49,6 +50,8 @@ class Learner(nn.Module):
             site_widths, context_width, state_width, config.width, config.expansion, config.seed
         )
         self.readout = PrecisionReadout(self.ladder.phi_width, config.ridge)
+        feature_width = self.ladder.depth * self.ladder.width
+        self.scenes = Familiarity(2 * self.ladder.width + 1, config.ridge)
         self.context_key = ContextKey(context_width, config.context_ridge)
         self.own_gain = OwnGain(context_width, config.own_gain)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
@@ -57,7 +60,6 @@ class Learner(nn.Module):
         self.relevance_weight: Tensor
         self.surprise_watch: Tensor
         self.step: Tensor
-        feature_width = self.ladder.depth * self.ladder.width
         self.register_buffer("relevance_weight", torch.zeros(context_width, feature_width))
         self.register_buffer("surprise_watch", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -88,17 +90,32 @@ class Learner(nn.Module):
         relevance = self._spread(settled.relevance, percept)
         climb = self._climb(relevance, features, context, percept)
         errors = self.errors.errors(climb.states, context)
+        scene = self._scene(features, percept)
+        novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), self.scenes.novelty(scene))
         return Answer(
             relevance=relevance,
             surprise=self.errors.surprise(errors),
             values=near(self.readout.values(climb.phi), climb.phi),
-            trust=near(self.readout.trust(climb.phi, config.trust_sharpness), climb.phi),
+            trust=near(trust(novelty, config.trust_sharpness), climb.phi),
             gamma=gamma,
             settled=settled,
             climb=climb,
             features=features,
+            scene=scene,
             context=context,
         )
+
+    def _scene(self, features: Tensor, percept: Percept) -> Tensor:
+        """Mean and standard deviation of the lowest site's features over the tokens that exist, and 1."""
+        f = features[..., : self.ladder.width]
+        if percept.mask is None:
+            mean, square = f.mean(1), (f * f).mean(1)
+        else:
+            share = percept.mask.unsqueeze(1).to(f)
+            share = share / share.sum(2, keepdim=True).clamp_min(1)
+            mean, square = (share @ f).squeeze(1), (share @ (f * f)).squeeze(1)
+        spread = (square - mean * mean).clamp_min(0).sqrt()
+        return torch.cat([mean, spread, torch.ones_like(mean[:, :1])], 1)
 
     def _context(self, context: Tensor) -> Tensor:
         unit = torch.nn.functional.normalize(context.float(), dim=-1)
@@ -171,6 +188,7 @@ class Learner(nn.Module):
         self._teach(percept, answer, target, values)
         if self.config.readout == "precision":
             self.readout.learn(answer.climb.phi, rows, weights)
+            self.scenes.learn(answer.scene)
         self._settle_down(answer, percept.batch)
         return answer
 
@@ -353,6 +371,7 @@ class Learner(nn.Module):
         left = [
             Eligibility(
                 answer.climb.phi[i].clone(),
+                answer.scene[i].clone(),
                 answer.context[i].clone(),
                 direction[i].clone(),
                 int(chosen[i]),
@@ -381,6 +400,7 @@ class Learner(nn.Module):
                     torch.ones_like(size),
                 )
             self.readout.meet(torch.tensor([trace.row]), torch.tensor([int(self.step) + 1]))
+            self.scenes.learn(trace.scene.unsqueeze(0))
             if r == 1:  # a right answer reveals the whole one-hot
                 self.readout.learn(trace.phi.unsqueeze(0), torch.tensor([trace.row]))
             else:

@@ -12,6 +12,7 @@ class Eligibility:
 
     Args:
         phi: what the readout saw, (D,).
+        scene: what the whole scene looked like, (2 width + 1,).
         context: as U saw it, (C,).
         direction: sum_n r_n s_n f_n / sqrt d for the chosen answer, (F,).
         row: of the chosen answer in the readout.
@@ -21,6 +22,7 @@ class Eligibility:
     """
 
     phi: Tensor
+    scene: Tensor
     context: Tensor
     direction: Tensor
     row: int

@@ -17,7 +17,7 @@ _PARTIAL = {
     "readout.partial_rows",
 }  # one entry per rewarded row
 _CONTEXTS = {"context_key.met"}  # one row per text
-_PENDING = ("phi", "context", "direction")
+_PENDING = ("phi", "scene", "context", "direction")
 
 
 def _owners(learner: Learner) -> dict[str, nn.Module]:
@@ -25,6 +25,8 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "": learner,
         "ladder.": learner.ladder,
         "readout.": learner.readout,
+        "readout.familiarity.": learner.readout.familiarity,
+        "scenes.": learner.scenes,
         "context_key.": learner.context_key,
         "own_gain.": learner.own_gain,
         "errors.": learner.errors,
@@ -128,7 +130,9 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
 def _eligibility(
     saved: dict[str, Tensor], place: int, said: Any, device: torch.device, classes: int
 ) -> Eligibility:
-    phi, context, direction = (saved[f"pending.{name}"][place].to(device, copy=True) for name in _PENDING)
+    phi, scene, context, direction = (
+        saved[f"pending.{name}"][place].to(device, copy=True) for name in _PENDING
+    )
     try:
         row, predicted, asked, own = said
         row, predicted, own = int(row), float(predicted), None if own is None else float(own)
@@ -137,7 +141,7 @@ def _eligibility(
     finite = all(math.isfinite(x) for x in (predicted, own or 0.0))
     if not (0 <= row < classes and finite and asked in ("text", "sequence", "image")):
         raise ValueError(f"a pending action of the saved state cannot be: {said!r} with {classes} classes")
-    return Eligibility(phi, context, direction, row, predicted, asked, own)
+    return Eligibility(phi, scene, context, direction, row, predicted, asked, own)
 
 
 def place(learner: Learner, device: torch.device) -> None:

@@ -95,11 +95,7 @@ class Joint(Plugin):
             phis.append(answer.climb.phi.double())
             weights.append(torch.ones(len(batch.labels)) if weight is None else weight)
             labels += batch.labels
-        p, w = torch.cat(phis), torch.cat(weights).double().unsqueeze(1)
-        target = joint.rows(labels, grow=True)
-        joint.gram.addmm_((p * w).T, p)
-        joint.cross.index_add_(0, target, p * w)
-        joint.class_count.index_add_(0, target, torch.ones(len(p), dtype=torch.float64))
+        joint.count(torch.cat(phis), joint.rows(labels, grow=True), torch.cat(weights))
 
 
 class Oracle(Method):

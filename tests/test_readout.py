@@ -8,6 +8,7 @@ import torch
 
 from arr_coc import ArrCocConfig, Learner, Percept
 from arr_coc.error_module import ErrorModules
+from arr_coc.familiarity import trust
 from arr_coc.readout import PrecisionReadout
 from arr_coc.relevance import ContextKey, energy, relevance_direction, settle, token_feedback
 from arr_coc.relevance.settle import similarity
@@ -87,6 +88,10 @@ def test_a_row_rewarded_alone_is_the_ridge_of_its_own_samples() -> None:
     torch.testing.assert_close(readout.weight[a], expected, **EXACT)
 
 
+def trust_in(readout: PrecisionReadout, phi: torch.Tensor) -> torch.Tensor:
+    return trust(readout.familiarity.novelty(phi))
+
+
 def test_trust_is_one_for_the_usual_and_vanishes_far_away() -> None:
     draw = torch.Generator().manual_seed(5)
     phi = torch.randn(400, 20, generator=draw) * torch.tensor([1.0] * 10 + [0.01] * 10)
@@ -95,11 +100,12 @@ def test_trust_is_one_for_the_usual_and_vanishes_far_away() -> None:
         readout.learn(phi[i : i + 10], readout.rows(["a", "b"] * 5, grow=True))
     usual = torch.randn(50, 20, generator=draw) * torch.tensor([1.0] * 10 + [0.01] * 10)
     far = torch.randn(50, 20, generator=draw) * torch.tensor([0.01] * 10 + [50.0] * 10)
-    assert readout.trust(usual).median() == 1.0
-    assert readout.trust(far).max() < 1e-30
+    assert trust_in(readout, usual).median() == 1.0
+    assert trust_in(readout, far).max() < 1e-30
     # the closed form of what is usual: the mean leave-one-out leverage
-    h = readout.variance(phi)
-    torch.testing.assert_close(readout.usual_variance(), h.mean() / (1 - h.mean()), rtol=1e-9, atol=0)
+    inside = readout.familiarity
+    h = inside.variance(phi)
+    torch.testing.assert_close(inside.usual_variance(), h.mean() / (1 - h.mean()), rtol=1e-9, atol=0)
 
 
 def small(**changes) -> tuple[Learner, Percept]:
@@ -121,8 +127,8 @@ def test_without_trust_the_models_own_scores_come_back_bit_for_bit() -> None:
     learner, percept = small()
     answer = learner.answer(percept)
     own = torch.randn(3, 4) * 20
-    for trust in (0.0, 1e-300, 1e-30):
-        faint = replace(answer, trust=torch.full((3,), trust, dtype=torch.float64))
+    for faintly in (0.0, 1e-300, 1e-30):
+        faint = replace(answer, trust=torch.full((3,), faintly, dtype=torch.float64))
         assert torch.equal(learner.fuse(own, ["b", "x", "a", "y"], faint), own)
     full = replace(answer, trust=torch.ones(3, dtype=torch.float64))
     fused = learner.fuse(own, ["b", "x", "a", "y"], full).double().softmax(1)
@@ -230,7 +236,7 @@ def test_trust_remembers_the_whole_stream_in_any_order() -> None:
         for k in order:
             for some in samples[k][:200].split(10):
                 readout.learn(some, readout.rows([str(k)] * 10, grow=True))
-        trusted.append(torch.stack([readout.trust(s[200:]).mean() for s in samples]))
+        trusted.append(torch.stack([trust_in(readout, s[200:]).mean() for s in samples]))
     assert torch.stack(trusted).min() > 0.95
     torch.testing.assert_close(trusted[0], trusted[1], rtol=0, atol=0.02)
 
@@ -241,30 +247,72 @@ def test_merged_trust_statistics_are_those_of_both_streams() -> None:
     for readout, scale in ((one, 1.0), (two, 3.0)):
         for _ in range(4):
             readout.learn(scale * torch.randn(2, 4), readout.rows(["a", "b"], grow=True))
-    parts = [readout.leverage.clone() for readout in (one, two)]
+    parts = [readout.familiarity.leverage.clone() for readout in (one, two)]
     one.merge(two)
     count = sum(float(p[0]) for p in parts)
-    mean = sum(float(p[0] * p[1]) for p in parts) / count
-    square = sum(float(p[0] * (p[2] + p[1] ** 2)) for p in parts) / count - mean**2
-    expected = torch.tensor([count, mean, square, float(parts[0][3] + parts[1][3])], dtype=torch.float64)
-    torch.testing.assert_close(one.leverage, expected, rtol=1e-12, atol=0)
+    mean = sum(float(p[1]) for p in parts) / 2  # both saw as many
+    square = sum(float(p[2] + p[1] ** 2) for p in parts) / 2 - mean**2
+    ends = (parts[0] + parts[1])[3:].tolist()
+    expected = torch.tensor([count, mean, square, *ends], dtype=torch.float64)
+    torch.testing.assert_close(one.familiarity.leverage, expected, rtol=1e-12, atol=0)
 
 
-def test_trust_is_calibrated_over_all_samples_alike_and_merging_keeps_when_classes_were_met() -> None:
+def test_what_is_usual_is_the_squarely_weighted_past_and_merging_keeps_when_classes_were_met() -> None:
     torch.manual_seed(9)
     readout, seen = PrecisionReadout(5), []
     for i in range(60):
         phi = torch.randn(2, 5) * (1 + i % 7)
         rows = readout.rows(["a", "b"], grow=True)
         if i:
-            seen += (readout.variance(phi).log() - readout.usual_variance().log()).tolist()
+            inside = readout.familiarity
+            seen += (inside.variance(phi).log() - inside.usual_variance().log()).tolist()
         readout.learn(phi, rows)
         readout.meet(rows, torch.tensor([2 * i + 1, 2 * i + 2]))
-    told = torch.tensor(seen, dtype=torch.float64)
-    expected = torch.stack([told.mean(), told.var(correction=0)])
-    torch.testing.assert_close(readout.leverage[1:3], expected, rtol=1e-10, atol=0)
+    weights = np.arange(1, len(seen) + 1) ** 2
+    mean = np.average(seen, weights=weights)
+    variance = np.average((np.array(seen) - mean) ** 2, weights=weights)
+    expected = torch.tensor([mean, variance], dtype=torch.float64)
+    torch.testing.assert_close(readout.familiarity.leverage[1:3], expected, rtol=1e-10, atol=0)
     other = PrecisionReadout(5)
     other.learn(torch.randn(2, 5), other.rows(["b", "c"], grow=True))
     other.meet(torch.tensor([0, 1]), torch.tensor([4, 7]))
     readout.merge(other)
     assert readout.last_met.tolist() == [119.0, 120.0, 7.0]
+
+
+def test_a_scene_unlike_those_learned_gets_no_trust_wherever_relevance_looks() -> None:
+    """The telling token looks as ever, the rest of the scene does not."""
+    torch.manual_seed(12)
+    learner = Learner(ArrCocConfig(width=6, expansion=5, spread=0, learn_relevance=False), [6, 6], 4)
+    centres = torch.randn(3, 6)
+
+    def scenes(count: int, others: float) -> Percept:
+        tokens = [torch.randn(count, 9, 6) for _ in range(2)]
+        for t in tokens:
+            t[:, 1:] = t[:, 1:] * 0.3 + centres[torch.randint(3, (count, 8))] + others * torch.randn(6)
+        own = torch.zeros(count, 9)
+        own[:, 0] = 12.0  # the model finds the telling token itself
+        return Percept(tuple(tokens), torch.ones(count, 9) / 9, torch.randn(1, 4).expand(count, 4), own)
+
+    for i in range(60):
+        learner.learn(scenes(5, 0.0), [str((i + k) % 3) for k in range(5)])
+    usual, strange = learner.answer(scenes(50, 0.0)), learner.answer(scenes(50, 9.0))
+    assert usual.trust.median() == 1.0
+    assert strange.trust.max() < 1e-5
+    phi = learner.readout.familiarity
+    assert trust(phi.novelty(strange.climb.phi)).median() > 1e-3  # phi alone would have let many pass
+
+
+def test_the_look_of_a_scene_leaves_out_tokens_that_do_not_exist() -> None:
+    torch.manual_seed(13)
+    learner = Learner(ArrCocConfig(width=6, expansion=5, spread=0), [6, 6], 4)
+    tokens = tuple(torch.randn(2, 9, 6) for _ in range(2))
+    some = tuple(t[:, :5] for t in tokens)
+    attention, context = torch.ones(2, 9) / 9, torch.randn(2, 4)
+    mask = torch.arange(9).expand(2, 9) < 5
+    masked = learner.answer(Percept(tokens, attention, context, mask=mask))
+    cut = learner.answer(Percept(some, attention[:, :5], context))
+    torch.testing.assert_close(masked.scene, cut.scene)
+    f = torch.nn.functional.layer_norm(some[0], (6,))
+    expected = torch.cat([f.mean(1), f.std(1, correction=0), torch.ones(2, 1)], 1)
+    torch.testing.assert_close(cut.scene, expected, rtol=1e-4, atol=1e-5)

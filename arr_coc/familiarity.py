@@ -1,0 +1,134 @@
+"""Which inputs were learned from: their second moment and its inverse, and how unusual a new input is under
+it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Familiarity(nn.Module):
+    """A = sum w x x', P = (A + rho I)^-1, and the log predictive variance that samples had before they were
+    learned.
+
+    One step is gain K = P X' (W^-1 + X P X')^-1, P -= K X P (Woodbury). `solve` rebuilds P from A.
+
+    Args:
+        width: D, of x.
+        ridge: rho.
+    """
+
+    state_names = ("precision", "gram", "leverage")
+
+    def __init__(self, width: int, ridge: float = 1.0) -> None:
+        super().__init__()
+        self.width, self.ridge = width, ridge
+        self.precision: Tensor  # P, (D, D)
+        self.gram: Tensor  # A, (D, D)
+        # of log variance over usual: count, mean, variance; then total weight and number of samples learned
+        self.leverage: Tensor
+        self.register_buffer("precision", torch.eye(width, dtype=torch.float64) / ridge)
+        self.register_buffer("gram", torch.zeros(width, width, dtype=torch.float64))
+        self.register_buffer("leverage", torch.zeros(5, dtype=torch.float64))
+
+    def variance(self, x: Tensor) -> Tensor:
+        """x' P x, (B,): the predictive variance in units of the noise."""
+        p = x.to(self.precision)
+        return ((p @ self.precision) * p).sum(1).clamp_min(torch.finfo(torch.float64).tiny)
+
+    def usual_variance(self) -> Tensor:
+        """What a sample like those learned has, in closed form: h / (1 - w h) with h the mean leverage.
+
+        sum_i w_i x_i' P x_i = tr(P A) = D - rho tr P, so the mean leverage needs the trace alone;
+        dividing by 1 - w h takes a sample's own share out again (leave one out).
+        """
+        *_, total, count = self.leverage.tolist()
+        used = self.width - self.ridge * self.precision.diagonal().sum()  # effective parameters, below count
+        if total <= 0:
+            return self.precision.new_tensor(1.0)
+        share = (used / count).clamp(max=1 - 1e-6)
+        return (used / total / (1 - share)).clamp_min(torch.finfo(torch.float64).tiny)
+
+    def novelty(self, x: Tensor) -> Tensor:
+        """z, (B,): the log predictive variance over the usual one, standardised by what samples had before.
+
+        Infinite while there is nothing to compare with.
+        """
+        count, mean, square, *_ = self.leverage.tolist()
+        if count < 2:
+            return torch.full((len(x),), torch.inf, dtype=torch.float64, device=self.precision.device)
+        spread = max(square**0.5, 0.1)  # never less than a tenth of a nat
+        return (self.variance(x).log() - self.usual_variance().log() - mean) / spread
+
+    def learn(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Count samples (B, D) in, each with its weight (B,) (default 1); returns the gain K', (B, D)."""
+        p = x.to(self.precision)
+        w = torch.ones(len(p), dtype=p.dtype, device=p.device) if weight is None else weight.to(p)
+        self.watch(p, float(w.sum()), len(p))
+        self.gram.addmm_((p * w.unsqueeze(1)).T, p)
+        return absorb(self.precision, p, w)
+
+    def watch(self, x: Tensor, weight: float = 0.0, samples: int = 0) -> None:
+        """Note how unusual samples are before they are learned, and what is learned next.
+
+        Mean and variance are over the whole life, not a recent window: what was usual in an earlier part of
+        the stream stays so. The i-th sample weighs i^2: of a young learner, to whom all is unusual, 1/n^3 is
+        left.
+        """
+        watched, mean, square, total, count = self.leverage.tolist()
+        seen = self.variance(x).log() - self.usual_variance().log()
+        for value in seen.tolist() if total > 0 else ():
+            watched += 1
+            part, step = watched**2 / _squares(watched), value - mean
+            mean += part * step
+            square = (1 - part) * (square + part * step * step)
+        now = [watched, mean, square, total + weight, count + samples]
+        self.leverage.copy_(self.leverage.new_tensor(now))
+
+    def solve(self) -> Tensor:
+        """Rebuild P from A; returns the Cholesky factor of A + rho I."""
+        factor = torch.linalg.cholesky(self.gram + self.ridge * self.eye())
+        self.precision.copy_(torch.cholesky_inverse(factor))
+        return factor
+
+    def eye(self) -> Tensor:
+        return torch.eye(self.width, dtype=torch.float64, device=self.gram.device)
+
+    def merge(self, other: "Familiarity") -> None:
+        """Add another one's statistics; P is only right again after `solve`."""
+        self.gram += other.gram
+        watched = torch.stack([self.leverage, other.leverage])
+        count, mean, square, total, samples = watched.T
+        shares = _squares(count)
+        share = shares / shares.sum().clamp_min(1)
+        both = share @ mean
+        pooled = share @ (square + (mean - both) ** 2)
+        self.leverage.copy_(torch.stack([count.sum(), both, pooled, total.sum(), samples.sum()]))
+
+
+def _squares(n: Any) -> Any:
+    """1 + 4 + ... + n^2, for a number or a tensor."""
+    return n * (n + 1) * (2 * n + 1) / 6
+
+
+def absorb(precision: Tensor, p: Tensor, w: Tensor) -> Tensor:
+    """P <- P - P X' (W^-1 + X P X')^-1 X P in place, for X (B, D), W (B,); returns the gain, (B, D)."""
+    p_x = p @ precision  # (B, D)
+    heavy = w > 0
+    if not heavy.all():
+        p, p_x, w = p[heavy], p_x[heavy], w[heavy]
+    inner = p_x @ p.T + torch.diag(1 / w)
+    gain = torch.zeros(len(heavy), p.shape[1], dtype=p.dtype, device=p.device)
+    if len(p):
+        gain[heavy] = torch.linalg.solve((inner + inner.T) / 2, p_x)
+        precision.addmm_(p_x.T, gain[heavy], alpha=-1.0)
+    return gain
+
+
+def trust(novelty: Tensor, sharpness: float = 1.0) -> Tensor:
+    """exp(-sharpness/2 max(0, z - 2)^2), (B,) in [0, 1].
+
+    An input like those learned has trust 1; one unlike anything learned has a trust that underflows to
+    exactly 0.
+    """
+    return torch.exp(-0.5 * sharpness * (novelty - 2).clamp_min(0) ** 2)
