@@ -5,11 +5,15 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from arr_coc.activation import ACTIVATIONS
 from arr_coc.relevance.gain import MOST
+from arr_coc.rules import RULES, make_rule
 
 CONFIG_VERSION = 3
 _CHOICES = {
-    "rule": ("attention_gated", "backprop"),
+    "rule": tuple(RULES),
+    "reads": ("all", "top"),
+    "activation": tuple(ACTIVATIONS),
     "readout": ("precision", "delta"),
     "evidence": ("uniform", "relevance"),
     "error": ("softmax", "squared"),
@@ -27,6 +31,10 @@ class ArrCocConfig:
             Empty: a middle and a late block, chosen by the structure of the model.
         width: width of a rung; wider site features are reduced by a fixed orthogonal projection, (width, d).
         expansion: fixed random ReLU features of the drives that the readout sees beside them; 0 for none.
+        reads: what the readout sees: drives, rungs, expansion and state ("all"), or the top rung alone
+            ("top", which is how rules are compared).
+        activation: f of the rungs.
+        ladder_gain: W of the rungs starts at random with standard deviation gain / sqrt(fan-in); 0: at zero.
         attention_gain: weight of log a_n in the log-precision. None: 1 where the model has no score of its
             own for a context, 0 where it has one (what the image's summary attends to says little about what
             was asked).
@@ -59,7 +67,7 @@ class ArrCocConfig:
         error_window: only classes met in this many samples before, by a label or a reward for them, take part
             in the error, 0 for all: where classes come one after another, all others would only learn to be
             wrong. Source: Caccia et al. (2022), ER-ACE.
-        rule: how W, b and U change ("attention_gated", "backprop").
+        rule: how W, b and U change, a name of `rules.RULES`; `arr-coc rules --explain NAME` tells them apart.
         rule_options: options of that rule, by name.
         optimizer: what is done with an update: its direction scaled to eta min(1, |delta|), plain SGD, or
             Adam.
@@ -83,6 +91,9 @@ class ArrCocConfig:
     sites: tuple[int, ...] = ()
     width: int = 192
     expansion: int = 256
+    reads: str = "all"
+    activation: str = "relu"
+    ladder_gain: float = 0.0
     attention_gain: float | None = None
     own_gain: float = 1.0
     unasked_gain: float = 0.0
@@ -148,6 +159,9 @@ class ArrCocConfig:
             raise ValueError(
                 f"attention_gain={self.attention_gain!r}: a finite number of at least 0 is needed"
             )
+        if not 0 <= self.ladder_gain < float("inf"):
+            raise ValueError(f"ladder_gain={self.ladder_gain!r}: a finite number of at least 0 is needed")
+        make_rule(self.rule, self.rule_options)  # a wrong option is an error now, not at the first step
         if self.own_gain > MOST:
             raise ValueError(f"own_gain={self.own_gain!r}: the own gain is kept between 0 and {MOST:g}")
         if not 0 <= self.lateral < 2:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from arr_coc.activation import ACTIVATIONS
+
 
 @dataclass(frozen=True)
 class Climb:
@@ -14,7 +16,7 @@ class Climb:
         below: z_0, what enters the first rung (the context), (B, C).
         drives: x_l = sum_n r_n f_ln, (B, width) each.
         pre_activations: a_l, (B, width) each.
-        states: z_l = relu(a_l), (B, width) each.
+        states: z_l = f(a_l), (B, width) each.
         hidden: the expansion's pre-activations, (B, H).
         phi: what the readout sees, (B, D).
     """
@@ -28,12 +30,12 @@ class Climb:
 
 
 class Ladder(nn.Module):
-    """z_l = relu(W_l z_{l-1} + x_l + b_l), x_l = sum_n r_n f_ln, z_0 the context.
+    """z_l = f(W_l z_{l-1} + x_l + b_l), x_l = sum_n r_n f_ln, z_0 the context.
 
     phi = [x_1 .. x_L, z_1 .. z_L, relu(E x + e), state, 1]: E and e are fixed random features of all drives,
-    `state` is what else the percept brings. Site features are layer-normalised without affine and, where they
-    are wider than a rung, reduced by a fixed matrix with orthonormal rows, so that P stays a few hundred to a
-    few thousand square.
+    `state` is what else the percept brings; or [z_L, 1], where only the top rung is read. Site features are
+    layer-normalised without affine and, where they are wider than a rung, reduced by a fixed matrix with
+    orthonormal rows, so that P stays a few hundred to a few thousand square.
 
     Args:
         site_widths: d_l.
@@ -41,7 +43,10 @@ class Ladder(nn.Module):
         state_width: S, 0 for none.
         width: of a rung; no wider than the narrowest site.
         expansion: H.
-        seed: of the fixed matrices.
+        seed: of the fixed matrices, and of W where it is drawn.
+        reads: "all", or "top": what phi has.
+        activation: f, a name of `ACTIVATIONS`.
+        gain: W starts with standard deviation gain / sqrt(fan-in); 0: at zero.
     """
 
     def __init__(
@@ -52,11 +57,15 @@ class Ladder(nn.Module):
         width: int,
         expansion: int,
         seed: int,
+        reads: str = "all",
+        activation: str = "relu",
+        gain: float = 0.0,
     ) -> None:
         super().__init__()
-        self.depth, self.expansion = len(site_widths), expansion
+        self.reads, self.activation = reads, ACTIVATIONS[activation]
+        self.depth, self.expansion = len(site_widths), expansion if reads == "all" else 0
         self.width = min(width, *site_widths)
-        self.state_width = min(state_width, self.width)
+        self.state_width = min(state_width, self.width) if reads == "all" else 0
         draw = torch.Generator().manual_seed(seed)
         self.state_names: tuple[str, ...] = ()
         for level, d in enumerate(site_widths):
@@ -65,17 +74,21 @@ class Ladder(nn.Module):
             self.register_buffer(f"weight_{level}", torch.zeros(self.width, below))
             self.register_buffer(f"bias_{level}", torch.zeros(self.width))
             self.state_names += (f"weight_{level}", f"bias_{level}")
-        self._fixed("project_state", state_width, self.state_width, draw)
+        self._fixed("project_state", state_width if self.state_width else 0, self.state_width, draw)
         self.expand_weight: Tensor
         self.expand_bias: Tensor
         all_drives = self.depth * self.width
         # drives are averages of layer-normalised tokens, well under unit variance: the gain of 4 bends the
         # ReLUs
-        expand = torch.randn(expansion, all_drives, generator=draw) * (4 / all_drives**0.5)
+        expand = torch.randn(self.expansion, all_drives, generator=draw) * (4 / all_drives**0.5)
         self.register_buffer("expand_weight", expand)
-        self.register_buffer("expand_bias", torch.randn(expansion, generator=draw))
+        self.register_buffer("expand_bias", torch.randn(self.expansion, generator=draw))
         self.state_names += ("expand_weight", "expand_bias")
-        self.phi_width = 2 * all_drives + expansion + self.state_width + 1
+        whole = 2 * all_drives + self.expansion + self.state_width + 1
+        self.phi_width = whole if reads == "all" else self.width + 1
+        for name, tensor in self.weights().items():
+            if name.startswith("weight") and gain:
+                tensor.normal_(0, gain / tensor.shape[1] ** 0.5, generator=draw)
 
     def _fixed(self, name: str, wide: int, narrow: int, draw: torch.Generator) -> None:
         """A fixed (narrow, wide) matrix with orthonormal rows, or none where nothing has to shrink."""
@@ -95,6 +108,10 @@ class Ladder(nn.Module):
             reduced.append(f if matrix is None else f @ matrix.T)
         return torch.cat(reduced, -1)
 
+    def weight(self, level: int) -> Tensor:
+        """W_l, (width, what comes from below)."""
+        return self.get_buffer(f"weight_{level}")
+
     def weights(self) -> dict[str, Tensor]:
         """The plastic tensors by name: W_l and b_l."""
         return {n: self.get_buffer(n) for n in self.state_names if n.startswith(("weight", "bias"))}
@@ -109,10 +126,13 @@ class Ladder(nn.Module):
         pre, states = [], []
         for level, x in enumerate(drives):
             a = z @ own[f"weight_{level}"].T + x + own[f"bias_{level}"]
-            z = a.relu()
+            z = self.activation.f(a)
             pre.append(a)
             states.append(z)
         hidden = drive @ self.expand_weight.T + self.expand_bias
+        if self.reads == "top":
+            phi = torch.cat([z, torch.ones_like(z[:, :1])], -1)
+            return Climb(below, drives, pre, states, hidden, phi)
         parts = [drive, *states, hidden.relu()]
         if self.state_width:
             if state is None:
@@ -126,6 +146,10 @@ class Ladder(nn.Module):
     def split(self, phi_side: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """A tensor (B, D) that lives where phi does, cut into what reaches x, the z_l and the expansion."""
         width, depth = self.width, self.depth
+        if self.reads == "top":
+            none = phi_side.new_zeros(len(phi_side), width)
+            at_z = [none] * (depth - 1) + [phi_side[:, :width]]
+            return none.repeat(1, depth), at_z, phi_side.new_zeros(len(phi_side), 0)
         at_x = phi_side[:, : depth * width]
         at_z = list(phi_side[:, depth * width : 2 * depth * width].split(width, -1))
         at_hidden = phi_side[:, 2 * depth * width : 2 * depth * width + self.expansion]

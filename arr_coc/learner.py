@@ -47,7 +47,15 @@ class Learner(nn.Module):
         super().__init__()
         self.config = config
         self.ladder = Ladder(
-            site_widths, context_width, state_width, config.width, config.expansion, config.seed
+            site_widths,
+            context_width,
+            state_width,
+            config.width,
+            config.expansion,
+            config.seed,
+            config.reads,
+            config.activation,
+            config.ladder_gain,
         )
         self.readout = PrecisionReadout(self.ladder.phi_width, config.ridge)
         feature_width = self.ladder.depth * self.ladder.width
@@ -88,7 +96,7 @@ class Learner(nn.Module):
             steps=config.settle_steps,
         )
         relevance = self._spread(settled.relevance, percept)
-        climb = self._climb(relevance, features, context, percept)
+        climb = self.rule.infer(self.ladder, self._climb(relevance, features, context, percept))
         errors = self.errors.errors(climb.states, context)
         scene = self._scene(features, percept)
         novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), self.scenes.novelty(scene))
@@ -196,10 +204,14 @@ class Learner(nn.Module):
         """Let the rule change the ladder, U and (under "delta") the readout."""
         config = self.config
         rivals = self._rivals(percept.batch).to(values.device)
-        if config.error == "softmax":
-            error = target - (config.teaching_scale * values).masked_fill(~rivals, -torch.inf).softmax(1)
-        else:
-            error = (target - values) * rivals
+
+        def error_of(values: Tensor) -> Tensor:
+            if config.error == "softmax":
+                shown = (config.teaching_scale * values).masked_fill(~rivals, -torch.inf)
+                return target.to(values) - shown.softmax(1)
+            return (target.to(values) - values) * rivals
+
+        error = error_of(values)
         trains_ladder = config.eta_ladder > 0 or config.readout == "delta"
         learns_relevance = self._learns_relevance(percept)
         if not (learns_relevance or trains_ladder):
@@ -213,7 +225,18 @@ class Learner(nn.Module):
             return phi @ copies["readout"].T.to(phi.device)
 
         readout = self.readout.weight.to(error)
-        teaching = Teaching(error, target, readout, values, self.relevance_weight, forward, rivals)
+        teaching = Teaching(
+            error,
+            target,
+            readout,
+            values,
+            self.relevance_weight,
+            forward,
+            rivals,
+            error_of,
+            int(self.step),
+        )
+        self.rule.prepare(self.ladder, len(self.classes))
         updates = self.rule.step(self.ladder, answer.climb, teaching)
         if learns_relevance:
             feedback = updates.drive_feedback
@@ -227,6 +250,8 @@ class Learner(nn.Module):
         if config.eta_ladder > 0:
             for name, direction in updates.ladder.items():
                 self.ladder.get_buffer(name).add_(self.optimizer.step(name, direction, config.eta_ladder))
+            for name, direction in updates.own.items():
+                self.rule.state[name] += self.optimizer.step(f"rule.{name}", direction, config.eta_ladder)
         if config.readout == "delta":
             step = self.optimizer.step("readout", updates.readout, config.eta_readout)
             self.readout.weight += step.to(self.readout.weight)
@@ -365,7 +390,8 @@ class Learner(nn.Module):
             choice = max_boltzmann(values[:, rows.to(values.device)], self.config.explore, self.generator)
         chosen = rows.to(choice.device)[choice]
         # attentional feedback from the chosen answer alone, whatever rule trains the ladder
-        feedback, _ = descend(self.ladder, answer.climb, self.readout.weight.to(answer.climb.phi)[chosen])
+        top = self.readout.weight.to(answer.climb.phi)[chosen]
+        feedback, gates = descend(self.ladder, answer.climb, top)
         direction, rho = self._eligible(percept, answer, feedback)
         predicted = values.gather(1, chosen.unsqueeze(1)).squeeze(1)
         left = [
@@ -374,6 +400,8 @@ class Learner(nn.Module):
                 answer.scene[i].clone(),
                 answer.context[i].clone(),
                 direction[i].clone(),
+                torch.stack([g[i] for g in gates]),
+                torch.stack([z[i] for z in answer.climb.states]),
                 int(chosen[i]),
                 float(predicted[i]),
                 percept.asked,
@@ -400,10 +428,27 @@ class Learner(nn.Module):
                     torch.ones_like(size),
                 )
             self.readout.meet(torch.tensor([trace.row]), torch.tensor([int(self.step) + 1]))
+            self._reward_ladder(trace, d)
             self.scenes.learn(trace.scene.unsqueeze(0))
-            if r == 1:  # a right answer reveals the whole one-hot
+            if self.config.readout == "delta":
+                step = torch.zeros_like(self.readout.weight)
+                step[trace.row] = d * trace.phi.to(step)
+                self.readout.weight += self.optimizer.step("readout", step, self.config.eta_readout)
+            elif r == 1:  # a right answer reveals the whole one-hot
                 self.readout.learn(trace.phi.unsqueeze(0), torch.tensor([trace.row]))
             else:
                 self.readout.learn_outcome(trace.phi, trace.row, r)
             self.step += 1
         return delta
+
+    def _reward_ladder(self, trace: Eligibility, delta: float) -> None:
+        """Delta W_l = + delta g_l z_{l-1}' for what the action left behind, however late its reward came."""
+        if not self.config.eta_ladder:
+            return
+        below = [trace.context.to(trace.states), *trace.states[:-1]]
+        for level, (gate, z) in enumerate(zip(trace.gates, below, strict=True)):
+            post = delta * gate
+            for name, direction in ((f"weight_{level}", torch.outer(post, z)), (f"bias_{level}", post)):
+                self.ladder.get_buffer(name).add_(
+                    self.optimizer.step(name, direction, self.config.eta_ladder)
+                )

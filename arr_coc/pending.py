@@ -15,6 +15,8 @@ class Eligibility:
         scene: what the whole scene looked like, (2 width + 1,).
         context: as U saw it, (C,).
         direction: sum_n r_n s_n f_n / sqrt d for the chosen answer, (F,).
+        gates: attentional feedback to each rung's pre-activation for the chosen answer, (L, width).
+        states: z_l, (L, width).
         row: of the chosen answer in the readout.
         predicted: q_s, its value.
         asked: where the context came from (see `Percept`).
@@ -25,6 +27,8 @@ class Eligibility:
     scene: Tensor
     context: Tensor
     direction: Tensor
+    gates: Tensor
+    states: Tensor
     row: int
     predicted: float
     asked: str

@@ -17,7 +17,7 @@ _PARTIAL = {
     "readout.partial_rows",
 }  # one entry per rewarded row
 _CONTEXTS = {"context_key.met"}  # one row per text
-_PENDING = ("phi", "scene", "context", "direction")
+_PENDING = ("phi", "scene", "context", "direction", "gates", "states")
 
 
 def _owners(learner: Learner) -> dict[str, nn.Module]:
@@ -40,6 +40,9 @@ def tensors(learner: Learner) -> dict[str, Tensor]:
         for prefix, owner in _owners(learner).items()
         for name in owner.state_names  # type: ignore[union-attr]
     }
+    if learner.rule.state:  # classes that were only acted on have no rows in it yet
+        learner.rule.prepare(learner.ladder, len(learner.classes))
+    named |= {f"rule.{name}": tensor for name, tensor in learner.rule.state.items()}
     named |= {f"optimizer.{name}": tensor for name, tensor in learner.optimizer.state_tensors().items()}
     named["generator"] = learner.generator.get_state()
     flat = [e for groups in learner.pending.groups.values() for group in groups for e in group]
@@ -75,11 +78,15 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         following = int(about["next_action"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the saved state's description is damaged: {error!r}") from error
-    mine = {k: v for k, v in tensors(learner).items() if not k.startswith(("optimizer.", "pending."))}
+    apart = ("optimizer.", "pending.", "rule.")
+    mine = {k: v for k, v in tensors(learner).items() if not k.startswith(apart)}
+    kept = {f"rule.{k}": s for k, s in learner.rule.shapes(learner.ladder, len(classes)).items()}
+    if not any(name in saved for name in kept):  # nothing was taught yet
+        kept = {}
     extra = [f"optimizer.{name}.{part}" for name in steps for part in ("first", "second")]
     count = sum(len(group) for groups in groups_of.values() for group in groups)
     extra += [f"pending.{name}" for name in _PENDING] if count else []
-    expected = [*mine, *extra]
+    expected = [*mine, *extra, *kept]
     for name in saved:
         if name not in expected:
             near = difflib.get_close_matches(name, expected, n=1, cutoff=0.0)
@@ -102,6 +109,9 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
                 f"the saved {name} is {given.dtype} of shape {tuple(given.shape)}; "
                 f"this learner needs {tensor.dtype} of shape {tuple(shape)}"
             )
+    for name, rule_shape in kept.items():
+        if tuple(saved[name].shape) != rule_shape:
+            raise ValueError(f"the saved {name} has shape {tuple(saved[name].shape)}; {rule_shape} is needed")
     for name in extra:
         if name.startswith("pending.") and len(saved[name]) != count:
             raise ValueError(f"the saved {name} has {len(saved[name])} entries; {count} are described")
@@ -117,6 +127,8 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         for name in owner.state_names:  # type: ignore[union-attr]
             setattr(owner, name, saved[prefix + name].to(owner.get_buffer(name).device, copy=True))
     learner.readout.classes = classes
+    like = learner.ladder.weight(0)
+    learner.rule.state = {k.removeprefix("rule."): saved[k].to(like, copy=True) for k in kept}
     moments = {
         k.removeprefix("optimizer."): v.to(device, copy=True)
         for k, v in saved.items()
@@ -130,9 +142,7 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
 def _eligibility(
     saved: dict[str, Tensor], place: int, said: Any, device: torch.device, classes: int
 ) -> Eligibility:
-    phi, scene, context, direction = (
-        saved[f"pending.{name}"][place].to(device, copy=True) for name in _PENDING
-    )
+    left = {name: saved[f"pending.{name}"][place].to(device, copy=True) for name in _PENDING}
     try:
         row, predicted, asked, own = said
         row, predicted, own = int(row), float(predicted), None if own is None else float(own)
@@ -141,7 +151,7 @@ def _eligibility(
     finite = all(math.isfinite(x) for x in (predicted, own or 0.0))
     if not (0 <= row < classes and finite and asked in ("text", "sequence", "image")):
         raise ValueError(f"a pending action of the saved state cannot be: {said!r} with {classes} classes")
-    return Eligibility(phi, scene, context, direction, row, predicted, asked, own)
+    return Eligibility(**left, row=row, predicted=predicted, asked=asked, own=own)
 
 
 def place(learner: Learner, device: torch.device) -> None:

@@ -10,25 +10,28 @@ signed error vectors, a locked backward phase. Use it as a control. Source: Rume
 import torch
 
 from arr_coc.ladder import Climb, Ladder
-from arr_coc.rules.protocol import Ledger, Teaching, Updates
+from arr_coc.rules.protocol import Ledger, Rule, Teaching, Updates
 
 
-class Backprop:
+class Backprop(Rule):
     """See the module's docstring. `scale` is s, the inverse temperature under cross-entropy."""
 
-    ledger = Ledger(
-        weight_transport=True,
-        two_phases=True,
-        error_vector_broadcast=True,
-        update_locking=True,
-        stored_activations=True,
-        signed_errors=True,
-    )
-
-    def __init__(self, loss: str = "squared", scale: float = 1.0) -> None:
+    def __init__(self, loss: str = "squared", scale: float = 1.0, seed: int = 0) -> None:
+        super().__init__(seed)
         if loss not in ("squared", "cross_entropy"):
             raise ValueError(f"loss={loss!r}: possible are 'squared', 'cross_entropy'")
         self.loss, self.scale = loss, scale
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(
+            weight_transport=True,
+            two_phases=True,
+            error_vector_broadcast=True,
+            update_locking=True,
+            stored_activations=True,
+            signed_errors=True,
+        )
 
     def step(self, ladder: Ladder, climb: Climb, teaching: Teaching) -> Updates:
         if teaching.forward is None:

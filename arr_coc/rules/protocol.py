@@ -1,9 +1,11 @@
 """What every learning rule is given and gives back."""
 
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from arr_coc.ladder import Climb, Ladder
@@ -21,8 +23,11 @@ class Teaching:
         values: v before the update, (B, C).
         relevance: U, (C, F).
         forward: the values as a differentiable function of named copies of the plastic tensors (those of
-            `Ladder.weights()`, "relevance" and "readout"); for the backprop baseline only.
+            `Ladder.weights()`, "relevance" and "readout"); for rules that need the ladder as a whole.
         rivals: the classes that take part in the error, (C,) bool; None for all.
+        error_of: the error that other values (B, C) would have got; for rules whose states move while they
+            learn. None: the same whatever the values.
+        step: samples learned before; what a rule draws at random depends on it and on its seed alone.
     """
 
     error: Tensor
@@ -32,6 +37,12 @@ class Teaching:
     relevance: Tensor
     forward: Callable[[dict[str, Tensor]], Tensor] | None = None
     rivals: Tensor | None = None
+    error_of: Callable[[Tensor], Tensor] | None = None
+    step: int = 0
+
+    def error_at(self, values: Tensor) -> Tensor:
+        """The error of other values than those of the climb, (B, C)."""
+        return self.error if self.error_of is None else self.error_of(values)
 
 
 @dataclass(frozen=True)
@@ -40,20 +51,36 @@ class Updates:
 
     Args:
         ladder: by the names of `Ladder.weights()`, batch mean.
+        readout: dR for `readout="delta"`, (C, D), batch mean.
         drive_feedback: what reaches x_l of all rungs side by side, (B, L * width); relevance learns from it.
         relevance: dU itself, (C, F), from a rule that has it; then `drive_feedback` is not used.
-        readout: dR for `readout="delta"`, (C, D), batch mean.
+        own: of the rule's own plastic tensors, by their names in its `state`.
+        notes: what is worth telling about the step: iterations, residuals.
     """
 
     ladder: dict[str, Tensor]
     readout: Tensor
     drive_feedback: Tensor | None = None
     relevance: Tensor | None = None
+    own: dict[str, Tensor] = field(default_factory=dict)
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a rule needs to know that a synapse does not have at hand."""
+    """What a rule needs to know that a synapse does not have at hand.
+
+    Args:
+        weight_transport: the forward weights of other synapses, on the way down.
+        two_phases: a second pass with a teaching signal, told apart from the first.
+        global_scalar: one number that all synapses hear.
+        error_vector_broadcast: the whole output error, at every rung.
+        update_locking: no rung changes before the pass through all of them is over.
+        iterative_settling: states that relax before anything is learned.
+        layer_wide_matrix: a matrix over a whole layer that is not its weights.
+        stored_activations: activations of an earlier phase or step, kept until the update.
+        signed_errors: units that tell too much from too little.
+    """
 
     weight_transport: bool = False
     two_phases: bool = False
@@ -66,9 +93,85 @@ class Ledger:
     signed_errors: bool = False
 
 
-class Rule(Protocol):
-    """`step` turns one climb and its teaching signal into updates. It keeps no graph and changes nothing."""
+class Rule:
+    """`step` turns one climb and its teaching signal into updates. It keeps no graph and changes nothing.
 
-    ledger: Ledger
+    What a rule keeps (feedback weights, thresholds) is in `state`, by the names of `shapes`; a tensor named
+    in `per_class` has one row per class, drawn when the class appears, the same whenever that is.
 
-    def step(self, ladder: Ladder, climb: Climb, teaching: Teaching) -> Updates: ...
+    Args:
+        seed: of all that the rule draws.
+    """
+
+    per_class: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.state: dict[str, Tensor] = {}
+
+    @property
+    def ledger(self) -> Ledger:
+        """What these options need."""
+        raise NotImplementedError
+
+    def shapes(self, ladder: Ladder, classes: int) -> dict[str, tuple[int, ...]]:
+        """The tensors that the rule keeps for this ladder and so many classes."""
+        return {}
+
+    def start(self, name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+        """The first values of a tensor of `shapes`, or of one row of it if it is in `per_class`; float32."""
+        return torch.zeros(shape)
+
+    def prepare(self, ladder: Ladder, classes: int) -> None:
+        """Make room for what is kept: once for the ladder, and again when a class appears."""
+        like = ladder.weight(0)
+        for name, shape in self.shapes(ladder, classes).items():
+            have = self.state.get(name)
+            if name not in self.per_class:
+                if have is None:
+                    self.state[name] = self.start(name, shape, self.draw(name)).to(like)
+                continue
+            met = 0 if have is None else len(have)
+            if have is None or met < shape[0]:
+                rows = [self.start(name, shape[1:], self.draw(name, k)) for k in range(met, shape[0])]
+                new = torch.stack(rows).to(like) if rows else like.new_zeros(shape)
+                self.state[name] = new if have is None else torch.cat([have, new])
+
+    def draw(self, *what: Any) -> torch.Generator:
+        """A generator for what these words and numbers name, the same in every process."""
+        text = repr((self.seed, *what)).encode()
+        return torch.Generator().manual_seed(zlib.crc32(text))
+
+    def infer(self, ladder: Ladder, climb: Climb) -> Climb:
+        """The pass that is answered from: the climb as it is, unless the rule lets its states settle."""
+        return climb
+
+    def step(self, ladder: Ladder, climb: Climb, teaching: Teaching) -> Updates:
+        """The updates that this climb and its teaching signal ask for."""
+        raise NotImplementedError
+
+
+def outer(ladder: Ladder, post: list[Tensor], below: list[Tensor]) -> dict[str, Tensor]:
+    """Delta W_l = post_l' z_{l-1} / B and Delta b_l = mean post_l, by the names of `Ladder.weights()`.
+
+    Args:
+        post: one signal per rung, (B, width). below: what entered each rung, z_{l-1}, (B, ...).
+    """
+    updates = {}
+    for level, (p, z) in enumerate(zip(post, below, strict=True)):
+        updates[f"weight_{level}"] = p.T @ z / len(z)
+        updates[f"bias_{level}"] = p.mean(0)
+    return updates
+
+
+def to_drives(ladder: Ladder, climb: Climb, at_phi: Tensor, post: list[Tensor]) -> Tensor:
+    """What reaches the drives x_l, (B, L * width): from the readout, the expansion and each rung.
+
+    Args:
+        at_phi: feedback where phi lives, (B, D). post: at each a_l, (B, width).
+    """
+    at_x, _, at_hidden = ladder.split(at_phi)
+    drives = at_x + torch.cat(post, 1)
+    if at_hidden.shape[1]:
+        drives = drives + (at_hidden * (climb.hidden > 0)) @ ladder.expand_weight
+    return drives

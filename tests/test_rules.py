@@ -1,0 +1,111 @@
+"""The rule protocol, backpropagation and the attention-gated rule on every form of the ladder."""
+
+import ladders
+import pytest
+import torch
+
+from arr_coc import ArrCocConfig, Learner, Percept
+from arr_coc.rules import RULES, make_rule
+
+EXACT = {"rtol": 0.0, "atol": 1e-12}
+
+
+@pytest.mark.parametrize("reads", ["top", "all"])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("depth", [1, 4])
+def test_feedback_from_every_answer_is_the_gradient(reads: str, activation: str, depth: int) -> None:
+    """RULES.md T9: summed over all output units, the attention-gated update is backpropagation's."""
+    net = ladders.make(depth=depth, reads=reads, activation=activation)
+    weights, readout, drives = ladders.gradients(net)
+    with torch.no_grad():
+        updates = make_rule("attention_gated", {}).step(net.ladder, net.climb, net.teaching())
+    for name, expected in weights.items():
+        torch.testing.assert_close(updates.ladder[name], expected, **EXACT)
+    torch.testing.assert_close(updates.readout, readout, **EXACT)
+    torch.testing.assert_close(updates.drive_feedback, drives, **EXACT)
+
+
+def percepts(count: int, seed: int = 0) -> tuple[Percept, list[str]]:
+    draw = torch.Generator().manual_seed(seed)
+    tokens = tuple(torch.randn(count, 4, 6, generator=draw) for _ in range(2))
+    return (
+        Percept(tokens, torch.ones(count, 4) / 4, torch.randn(count, 5, generator=draw)),
+        [str(int(k)) for k in torch.randint(3, (count,), generator=draw)],
+    )
+
+
+LEARNS = {
+    "width": 6,
+    "spread": 0,
+    "reads": "top",
+    "ladder_gain": 1.0,
+    "readout": "delta",
+    "eta_ladder": 0.1,
+    "optimizer": "sgd",
+}
+
+
+def test_a_late_reward_moves_the_ladder_as_the_gradient_asked_when_the_choice_was_made() -> None:
+    learner = Learner(ArrCocConfig(**LEARNS, eta_readout=0.2, eta=0.0, explore=0.0), [6, 6], 5)
+    seen, _ = percepts(1)
+    learner.readout.rows(["0", "1", "2"], grow=True)
+    learner.readout.weight.normal_(generator=torch.Generator().manual_seed(1))
+    before = {n: t.clone() for n, t in learner.ladder.weights().items()}
+    before_readout = learner.readout.weight.clone()
+    choice, left = learner.act(seen, ["0", "1", "2"])
+    answer = learner.answer(seen)
+    names = {n: t.double().clone().requires_grad_() for n, t in before.items()}
+    readout = before_readout.clone().requires_grad_()
+    drive = torch.cat(answer.climb.drives, 1).double()
+    learner.ladder.double()
+    phi = learner.ladder.climb(drive, answer.context.double(), None, names).phi
+    learner.ladder.float()
+    q = (phi @ readout.T)[0, int(choice)]
+    grads = torch.autograd.grad(-0.5 * (1.0 - q) ** 2, [*names.values(), readout])
+    learner.reward(left, torch.tensor([1.0]))
+    for (name, old), g in zip(before.items(), grads, strict=False):
+        moved = learner.ladder.get_buffer(name) - old
+        torch.testing.assert_close(moved.double(), 0.1 * g, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(learner.readout.weight - before_readout, 0.2 * grads[-1], rtol=1e-4, atol=1e-6)
+    others = [k for k in range(3) if k != int(choice)]
+    assert torch.equal(learner.readout.weight[others], before_readout[others])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_learns_is_saved_and_goes_on_the_same(name: str, tmp_path) -> None:
+    """Any rule by one word in the config: batch 1, classes in turn, restored half way; bit-identical."""
+    from arr_coc import state
+
+    def fresh() -> Learner:
+        return Learner(ArrCocConfig(**LEARNS, rule=name), [6, 6], 5)
+
+    whole, first = fresh(), fresh()
+    start = {n: t.clone() for n, t in first.ladder.weights().items()}
+    steps = [percepts(1 + k % 3, seed=k) for k in range(20)]
+    for k, (seen, keys) in enumerate(steps):
+        keys = [key if k > 5 else "0" for key in keys]
+        whole.learn(seen, keys)
+        if k < 10:
+            first.learn(seen, keys)
+    second = fresh()
+    saved = {n: t.clone() for n, t in state.tensors(first).items()}
+    state.load(second, saved, state.meta(first))
+    for seen, keys in steps[10:]:
+        second.learn(seen, keys)
+    for n, tensor in state.tensors(whole).items():
+        assert torch.equal(tensor, state.tensors(second)[n]), n
+        assert torch.isfinite(tensor.double()).all(), n
+    assert any(not torch.equal(start[n], t) for n, t in whole.ladder.weights().items())
+
+
+@pytest.mark.parametrize("name", [n for n in RULES if n != "backprop"])
+def test_a_local_rule_needs_no_autograd(name: str) -> None:
+    net = ladders.make()
+    rule = make_rule(name, {})
+    with torch.inference_mode():
+        rule.prepare(net.ladder, 4)
+        updates = rule.step(net.ladder, net.climb, net.teaching())
+    tensors = [*updates.ladder.values(), updates.readout, *updates.own.values()]
+    tensors += [] if updates.drive_feedback is None else [updates.drive_feedback]
+    assert all(t.grad_fn is None and not t.requires_grad for t in tensors)
+    assert all(torch.isfinite(t).all() for t in tensors)
