@@ -39,8 +39,9 @@ class Backprop(Rule):
                 "backprop needs the ladder as a differentiable function; with reward alone there is none"
             )
         names = {**ladder.weights(), "relevance": teaching.relevance, "readout": teaching.readout}
+        kind = ladder.weight(0).dtype
         with torch.inference_mode(False), torch.enable_grad():
-            copies = {n: t.detach().clone().float().requires_grad_() for n, t in names.items()}
+            copies = {n: t.detach().clone().to(kind).requires_grad_() for n, t in names.items()}
             values = teaching.forward(copies)
             target = teaching.target.to(values).clone()
             if teaching.rivals is not None:
