@@ -1,4 +1,4 @@
-"""The command line: `arr-coc demo | eval | bench | inspect | card`."""
+"""The command line: `arr-coc demo | eval | rules | bench | inspect | card`."""
 
 import difflib
 import json
@@ -161,6 +161,52 @@ def evaluate(
     else:
         _results(runs)
     typer.echo(f"raw records in {out}", err=True)
+
+
+@app.command()
+def rules(
+    tasks: Annotated[str, typer.Option(help="such as digits:2,fashion:4 (task:depth); all by default")] = "",
+    only: Annotated[str, typer.Option(help="rows by the name of their rule, separated by commas")] = "",
+    seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
+    quick: Annotated[bool, typer.Option(help="digits, two seeds, few passes: under two minutes")] = False,
+    explain: Annotated[str | None, typer.Option(help="say what one rule is, and what it needs")] = None,
+    markdown: Annotated[bool, typer.Option(help="print the tables as Markdown")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="tables and runs as JSON")] = None,
+    html: Annotated[Path | None, typer.Option(help="one page with tables and curves")] = None,
+    out: Annotated[Path, typer.Option(help="raw records; runs that stand there are not repeated")] = Path(
+        "runs/rules.jsonl"
+    ),
+) -> None:
+    """Every learning rule on one ladder: what it reaches, what it costs, and what it must know."""
+    from arr_coc.eval import rules_report, rules_table
+    from arr_coc.eval.report import check_target, write
+
+    with _errors():
+        if explain is not None:
+            typer.echo(rules_table.explain(explain))
+            return
+        targets = [t if t is None else check_target(t) for t in (json_out, html)]
+        entries = rules_table.chosen([n for n in only.split(",") if n])
+        columns = rules_table.QUICK if quick else rules_table.places(tasks)
+        epochs = rules_table.QUICK_EPOCHS if quick else rules_table.EPOCHS
+        with _bar() as follow:
+            runs = rules_table.run(
+                entries, columns, range(2) if quick else _numbers(seeds), epochs, out, follow
+            )
+            follow("costs and audits", 0, 0)
+            costs = rules_table.costs(entries, 5 if quick else 30)
+            shown = rules_report.tables(runs, entries, costs, rules_table.ledgers(entries))
+        if markdown:
+            typer.echo(rules_report.markdown(shown))
+        else:
+            for t in shown:
+                _table([dict(zip(t.columns, row, strict=True)) for row in t.rows], t.columns, t.title)
+                typer.echo(t.note)
+        if targets[0] is not None:
+            write(targets[0], json.dumps(rules_report.as_json(runs, shown), indent=2))
+        if targets[1] is not None:
+            write(targets[1], rules_report.page(runs, shown))
+            typer.echo(f"open {targets[1]}")
 
 
 @app.command()

@@ -296,7 +296,7 @@ class Audit:
                 )
                 updates.append(rule.step(ladder, climb, told))
         low = [f"{kind}_{level}" for level in range(DEPTH - 1) for kind in ("weight", "bias")]
-        return _differs(*updates, "of a lower rung, with the top rung silent", True, 0.0, low)
+        return _differs(updates[0], updates[1], "of a lower rung, with the top rung silent", True, 0.0, low)
 
     def update_locking(self, ledger: Ledger) -> str:
         """A rung's update is the same whatever happens above it, and whatever the answer was."""
@@ -360,7 +360,7 @@ class Audit:
             for rule in (fresh, used):
                 climb = rule.infer(self.case.ladder, self.case.climb())
                 updates.append(rule.step(self.case.ladder, climb, self.case.teaching(climb)))
-        return _differs(*updates, "after another sample was seen")
+        return _differs(updates[0], updates[1], "after another sample was seen")
 
     def signed_errors(self, ledger: Ledger) -> str:
         """Too much and too little teach the rungs the same."""

@@ -88,7 +88,7 @@ def tower(depth: int, width: int, seed: int, progress: Progress | None = None) -
     split_of = {}
     try:
         for name, (images, label) in zip(("train", "test"), _garments(seed, 4_000, 2_000), strict=True):
-            below, drive = [], []
+            entering, driving = [], []
             for start in range(0, len(images), 100):
                 some = [
                     Image.fromarray((255 * i).astype(np.uint8)).convert("RGB")
@@ -96,11 +96,11 @@ def tower(depth: int, width: int, seed: int, progress: Progress | None = None) -
                 ]
                 pixels = processor(images=some, return_tensors="pt")["pixel_values"]
                 seen = attached.perceive(pixel_values=pixels, **texts).percept
-                below.append(torch.nn.functional.normalize(seen.context, dim=1))
-                drive.append(shape.features(seen.tokens).mean(1))
+                entering.append(torch.nn.functional.normalize(seen.context, dim=1))
+                driving.append(shape.features(seen.tokens).mean(1))
                 if progress is not None:
                     progress(f"frozen forward ({name})", start, len(images))
-            split_of[name] = (torch.cat(below), torch.cat(drive), label)
+            split_of[name] = (torch.cat(entering), torch.cat(driving), label)
     finally:
         attached.detach()
     below, drive, label = split_of["train"]

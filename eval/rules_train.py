@@ -23,6 +23,7 @@ class Entry:
     Args:
         rule: a name of `RULES`; "" leaves the rungs as they were drawn and teaches the readout alone.
         reward: learn from being right or wrong, the answer chosen by max-Boltzmann, instead of from labels.
+        epochs: times as many passes as the others get.
         published: the cell of the literature that this one should be compared with.
     """
 
@@ -30,6 +31,7 @@ class Entry:
     rule: str
     options: dict[str, Any] = field(default_factory=dict)
     reward: bool = False
+    epochs: float = 1.0
     published: str = ""
 
 
@@ -118,9 +120,11 @@ class Network:
             right.append((phi @ self.readout.T).argmax(1) == label[some])
         return float(torch.cat(right).float().mean())
 
-    def alignment(self, below: Tensor, drive: Tensor | None, label: Tensor) -> float:
-        """Cosine between the rule's update of W and the gradient's, all rungs in one vector; NaN where there
+    def alignment(self, below: Tensor, drive: Tensor | None, label: Tensor) -> float | None:
+        """Cosine between the rule's update of W and the gradient's, all rungs in one vector; None where there
         is none."""
+        if not self.entry.rule:
+            return None
         found = self.updates(below, drive, label)
         climb = self.ladder.climb(
             below.new_zeros(len(below), self.ladder.depth * self.ladder.width) if drive is None else drive,
@@ -134,7 +138,7 @@ class Network:
         names = [n for n in true.ladder if n.startswith("weight")]
         one, other = (torch.cat([u.ladder[n].flatten() for n in names]) for u in (found, true))
         if not (one.norm() > 0 and other.norm() > 0):
-            return float("nan")
+            return None
         return float(torch.nn.functional.cosine_similarity(one, other, dim=0))
 
 
@@ -150,7 +154,7 @@ class Course:
     """
 
     accuracy: list[float]
-    alignment: list[float]
+    alignment: list[float | None]
     seconds: float
     notes: dict[str, float]
 
@@ -166,7 +170,7 @@ def train(
     test = (task.test_below, task.test_drive, task.test_label)
     probe = torch.randperm(len(task.label), generator=torch.Generator().manual_seed(seed + 3))[:256]
 
-    def probed() -> float:
+    def probed() -> float | None:
         drive = None if task.drive is None else task.drive[probe]
         return net.alignment(task.below[probe], drive, task.label[probe])
 

@@ -18,6 +18,7 @@ from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods as registry
 from arr_coc.eval import percepts, percepts_file, records, table
 from arr_coc.eval.exam import Record, one
+from arr_coc.eval.jsonl import append, read
 from arr_coc.eval.percepts import Progress
 from arr_coc.eval.world import World, world
 from arr_coc.eval.world_words import WordWorld, word_world
@@ -81,31 +82,6 @@ class Grid:
         said += [held] if held != 0 else []
         text = json.dumps([*said, method, seed, order, model], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def read(path: Path | None) -> list[Record]:
-    """The runs of a JSONL file, none without one; a line that was cut off is a run that did not end."""
-    if path is None or not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
-
-
-def _append(path: Path | None, record: Record) -> None:
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":  # a line that was cut off must not swallow the next one
-                file.write(b"\n")
-        file.write((json.dumps(record) + "\n").encode())
 
 
 SCORES = {"R": "accuracy", "C": "cumulative", "P": "pointing", "CP": "cumulative_pointing"}
@@ -239,7 +215,7 @@ def run(
             settings, tried = tuned.get(group, ({}, []))
             found = _one_run(grid, name, seed, order, here, stores[spec.tower], settings, held, progress)
             found |= {"key": key, "group": group, "model": mark, "tried": tried}
-            _append(out, found)
+            append(out, found)
             done.append(found)
             if progress is not None:
                 progress(f"{name} seed {seed} order {order}", len(done), 0)

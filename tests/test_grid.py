@@ -10,7 +10,7 @@ import pytest
 
 import fakes
 from arr_coc import ArrCocConfig
-from arr_coc.eval import methods, metrics, records, run, table
+from arr_coc.eval import jsonl, methods, metrics, records, run, table
 from arr_coc.training import streams
 from fakes import CONFIG, FakeTexts, fake_store
 
@@ -82,11 +82,11 @@ def test_an_order_free_method_runs_once_a_seed_and_is_compared_by_seed(
 
 def test_a_line_that_was_cut_off_is_a_run_that_did_not_end(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    run._append(path, {"key": "a"})
+    jsonl.append(path, {"key": "a"})
     with path.open("a") as file:
         file.write('{"key": "b", "R": [[0.')
-    run._append(path, {"key": "c"})
-    assert [r["key"] for r in run.read(path)] == ["a", "c"]
+    jsonl.append(path, {"key": "c"})
+    assert [r["key"] for r in jsonl.read(path)] == ["a", "c"]
 
 
 def test_settings_are_tuned_on_a_seed_that_no_run_uses(monkeypatch: pytest.MonkeyPatch) -> None:
