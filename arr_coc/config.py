@@ -84,6 +84,8 @@ class ArrCocConfig:
         value_scale: inverse temperature of the learned values where they are mixed with the model's own
             scores.
         explore: share of actions drawn from softmax(values); the rest are the best ones.
+        explore_bonus: beta of the upper confidence bound that is best: value + beta sqrt(phi' P_s phi), P_s
+            of that answer's own statistics (Li et al., 2010, LinUCB); 0: the value itself.
         pending: actions that may wait for their reward at a time.
         seed: of every random choice.
     """
@@ -127,6 +129,7 @@ class ArrCocConfig:
     trust_sharpness: float = 1.0
     value_scale: float = 10.0
     explore: float = 0.02
+    explore_bonus: float = 0.0
     pending: int = 1024
     seed: int = 0
 
@@ -152,7 +155,7 @@ class ArrCocConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 is needed")
-        for name in ("eta", "eta_own", "eta_ladder", "eta_readout", "eta_error", "own_gain", "unasked_gain"):
+        for name in ("explore_bonus", "eta", "eta_own", "eta_ladder", "eta_readout", "eta_error", "own_gain", "unasked_gain"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: a finite number of at least 0 is needed")
         if self.attention_gain is not None and not 0 <= self.attention_gain < float("inf"):

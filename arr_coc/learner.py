@@ -380,14 +380,19 @@ class Learner(nn.Module):
         """Choose one of the candidates per sample by its value; returns the choice (B,) and what a reward
         will need.
 
-        A candidate that was never met has the value 0. The choice is the best one, or with probability
-        `explore` a draw from softmax(values); or the one given, where the choice was made elsewhere.
+        A candidate that was never met has the value 0. The choice is the best one (with `explore_bonus` times
+        its standard deviation on top), or with probability `explore` a draw from the softmax of that; or the
+        one given, where the choice was made elsewhere.
         """
         answer = self.answer(percept)
         rows = self.readout.rows(keys, grow=True)
         values = torch.nn.functional.pad(answer.values, (0, len(self.classes) - answer.values.shape[1]))
         if choice is None:
-            choice = max_boltzmann(values[:, rows.to(values.device)], self.config.explore, self.generator)
+            hoped = values[:, rows.to(values.device)]
+            if self.config.explore_bonus:
+                spread = self.readout.variance(answer.climb.phi, rows).sqrt()
+                hoped = hoped + self.config.explore_bonus * spread.to(hoped)
+            choice = max_boltzmann(hoped, self.config.explore, self.generator)
         chosen = rows.to(choice.device)[choice]
         # attentional feedback from the chosen answer alone, whatever rule trains the ladder
         top = self.readout.weight.to(answer.climb.phi)[chosen]

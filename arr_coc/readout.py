@@ -79,6 +79,17 @@ class PrecisionReadout(nn.Module):
         """R phi for every class met, (B, C) in float64."""
         return phi.to(self.weight) @ self.weight.T
 
+    def variance(self, phi: Tensor, rows: Tensor) -> Tensor:
+        """phi' P_s phi for the rows (K,) of the readout, (B, K): how uncertain each of those values is."""
+        shared = self.familiarity.variance(phi).unsqueeze(1).repeat(1, len(rows))
+        place = {int(r): k for k, r in enumerate(self.partial_rows)}
+        p = phi.to(self.weight)
+        for column, row in enumerate(rows.tolist()):
+            if row in place:
+                own = self.partial_precision[place[row]]
+                shared[:, column] = ((p @ own) * p).sum(1).clamp_min(0)
+        return shared
+
     # -- learning --------------------------------------------------------------------------------------------
 
     def learn(self, phi: Tensor, rows: Tensor, weight: Tensor | None = None) -> None:

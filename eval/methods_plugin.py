@@ -10,6 +10,7 @@ from arr_coc.config import ArrCocConfig
 from arr_coc.eval.methods_features import Answered, Method
 from arr_coc.eval.percepts import Batch, Store
 from arr_coc.learner import Learner
+from arr_coc.pending import Eligibility
 from arr_coc.readout import PrecisionReadout
 
 
@@ -46,6 +47,42 @@ class Plugin(Method):
     def state_bytes(self) -> int:
         tensors = state.tensors(self.learner)
         return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+class Rewarded(Plugin):
+    """The plugin from reward alone: it answers, and is told whether that was right (1) or not (0).
+
+    Args:
+        late: each reward comes 1 to so many samples after its answer, drawn anew for each; 0: at once.
+        seed: of the delays.
+    """
+
+    def __init__(self, store: Store, config: ArrCocConfig, late: int = 0, seed: int = 0) -> None:
+        super().__init__(store, config)
+        self._candidates, self._late = store.classes, late
+        self._draw = torch.Generator().manual_seed(seed)
+        self._waiting: list[tuple[int, Eligibility, float]] = []  # due at this sample, what for, how good
+        self._seen = 0
+
+    def observe(self, batch: Batch) -> None:
+        with torch.no_grad():
+            choice, left = self.learner.act(batch.percept, self._candidates)
+            for chosen, one, label in zip(choice.tolist(), left, batch.labels, strict=True):
+                wait = int(torch.randint(1, self._late + 1, (1,), generator=self._draw)) if self._late else 0
+                good = float(self._candidates[chosen] == label)
+                self._waiting.append((self._seen + wait, one, good))
+                self._seen += 1
+            self._pay(self._seen)
+
+    def finish(self) -> None:
+        with torch.no_grad():
+            self._pay(self._seen + self._late)
+
+    def _pay(self, until: int) -> None:
+        due = sorted((w for w in self._waiting if w[0] <= until), key=lambda w: w[0])
+        self._waiting = [w for w in self._waiting if w[0] > until]
+        if due:
+            self.learner.reward([w[1] for w in due], torch.tensor([w[2] for w in due]))
 
 
 class Joint(Plugin):

@@ -164,7 +164,7 @@ class Audit:
         """A fresh one, prepared, with the twin classes' rows alike."""
         rule = self.make()
         rule.prepare(self.case.ladder, CLASSES)
-        for name in rule.per_class:
+        for name in rule.state.keys() & set(rule.per_class):
             rule.state[name][-1] = rule.state[name][-2]
         return rule
 

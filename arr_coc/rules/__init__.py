@@ -6,8 +6,13 @@ from typing import Any
 from arr_coc.rules.attention_gated import AttentionGated
 from arr_coc.rules.backprop import Backprop
 from arr_coc.rules.protocol import Ledger, Rule, Teaching, Updates
+from arr_coc.rules.target_propagation import TargetPropagation
 
-RULES: dict[str, Callable[..., Rule]] = {"attention_gated": AttentionGated, "backprop": Backprop}
+RULES: dict[str, Callable[..., Rule]] = {
+    "attention_gated": AttentionGated,
+    "backprop": Backprop,
+    "target_propagation": TargetPropagation,
+}
 
 
 def make_rule(name: str, options: dict[str, Any]) -> Rule:
