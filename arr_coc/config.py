@@ -49,6 +49,8 @@ class ArrCocConfig:
         settle_tolerance: settling stops when no r_n moves by more.
         settle_steps: and after this many steps at the latest.
         learn_relevance: whether U and the own gain are learned.
+        question_relevance: whether they are learned too where the context is a sample's own words, never quite
+            the same twice (generative models); on scene-qa that did not pay.
         eta: step of the relevance update, in nats of log-precision along its own direction.
         eta_own: step of the own gain, which is learned for each context (see `relevance.OwnGain`); 0 leaves
             it as it is.
@@ -105,6 +107,7 @@ class ArrCocConfig:
     settle_tolerance: float = 1e-6
     settle_steps: int = 200
     learn_relevance: bool = True
+    question_relevance: bool = False
     eta: float = 0.3
     eta_own: float = 0.1
     own_first: bool = True
@@ -155,7 +158,16 @@ class ArrCocConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 is needed")
-        for name in ("explore_bonus", "eta", "eta_own", "eta_ladder", "eta_readout", "eta_error", "own_gain", "unasked_gain"):
+        for name in (
+            "explore_bonus",
+            "eta",
+            "eta_own",
+            "eta_ladder",
+            "eta_readout",
+            "eta_error",
+            "own_gain",
+            "unasked_gain",
+        ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: a finite number of at least 0 is needed")
         if self.attention_gain is not None and not 0 <= self.attention_gain < float("inf"):

@@ -213,7 +213,7 @@ class Learner(nn.Module):
 
         error = error_of(values)
         trains_ladder = config.eta_ladder > 0 or config.readout == "delta"
-        learns_relevance = self._learns_relevance(percept)
+        learns_relevance = self._learns_relevance(percept.asked)
         if not (learns_relevance or trains_ladder):
             return
 
@@ -349,12 +349,13 @@ class Learner(nn.Module):
             answer.surprise, mean, max(square - mean * mean, 0.0) ** 0.5, self.config.surprise_gate
         )
 
-    def _learns_relevance(self, percept: Percept) -> bool:
-        return self.config.learn_relevance and percept.asked != "image"
+    def _learns_relevance(self, asked: str) -> bool:
+        wanted = {"text": True, "sequence": self.config.question_relevance, "image": False}
+        return self.config.learn_relevance and wanted[asked]
 
     def _evidence(self, percept: Percept, answer: Answer) -> Tensor | None:
         """What each sample weighs in the readout: 1, or how concentrated its relevance was."""
-        if self.config.evidence == "uniform" or not self._learns_relevance(percept):
+        if self.config.evidence == "uniform" or not self._learns_relevance(percept.asked):
             return None
         n = answer.relevance.shape[1]
         # 1 - H(r) / log N: 0 for an even spread, 1 for a single token
@@ -422,7 +423,7 @@ class Learner(nn.Module):
         predicted = torch.tensor([e.predicted for e in eligibility], dtype=torch.float64)
         delta = reward_prediction_error(reward.to(predicted), predicted)
         for trace, r, d in zip(eligibility, reward.tolist(), delta.tolist(), strict=True):
-            if self.config.learn_relevance and trace.asked != "image":
+            if self._learns_relevance(trace.asked):
                 size = trace.context.new_tensor([abs(d)])
                 self._learn_relevance(
                     trace.asked,

@@ -86,6 +86,7 @@ def _backprop_relevance(setup: Setup) -> Method:
         setup.config,
         rule="backprop",
         rule_options=_loss(setup.config),
+        question_relevance=True,
         optimizer="adam",
         readout="precision",
         eta=setup.settings.get("rate", 3e-3),
@@ -101,6 +102,7 @@ def _backprop(setup: Setup) -> Method:
         setup.config,
         rule="backprop",
         rule_options={"loss": "cross_entropy"},
+        question_relevance=True,
         optimizer="adam",
         readout="delta",
         eta=rate,
@@ -271,13 +273,22 @@ ABLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "without-key": ({"context_key": False}, "the context itself, not its key, on the update side"),
     "without-evidence": ({"evidence": "uniform"}, "every sample weighs the same in the readout"),
     "squared-error": ({"error": "squared"}, "t - v is fed back"),
+    "question-relevance": (
+        {"question_relevance": True},
+        "relevance is learned from questions that are never quite the same twice, too",
+    ),
     "with-attention": ({"attention_gain": 1.0}, "the model's attention row in the log-precision"),
     "with-lateral": ({"lateral": 1.0}, "lateral support between similar tokens"),
     "with-surprise-boost": ({"surprise_gate": "boost"}, "surprise raises the relevance update"),
     "with-surprise-damp": ({"surprise_gate": "damp"}, "surprise lowers the relevance update"),
 }
+ONLY = {
+    "without-own-gain": ("dual",),
+    "without-own-first": ("dual",),
+    "question-relevance": ("generative",),
+}
 METHODS |= {
-    name: Spec(_changed(**changes), about, role="ablation", bodies=("dual",) if "own" in name else BOTH)
+    name: Spec(_changed(**changes), about, role="ablation", bodies=ONLY.get(name, BOTH))
     for name, (changes, about) in ABLATIONS.items()
 }
 
