@@ -49,8 +49,8 @@ class ArrCocConfig:
         settle_tolerance: settling stops when no r_n moves by more.
         settle_steps: and after this many steps at the latest.
         learn_relevance: whether U and the own gain are learned.
-        question_relevance: whether they are learned too where the context is a sample's own words, never quite
-            the same twice (generative models); on scene-qa that did not pay.
+        question_relevance: whether they are learned too where the context is a sample's own words, never the
+            same twice (generative models); on scene-qa that did not pay.
         eta: step of the relevance update, in nats of log-precision along its own direction.
         eta_own: step of the own gain, which is learned for each context (see `relevance.OwnGain`); 0 leaves
             it as it is.
