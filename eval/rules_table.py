@@ -34,13 +34,52 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FROZEN, BASELINE = "hidden layers left random", "backprop"
 EPOCHS = {"digits": 30, "fashion": 10, "tower": 15}
 QUICK, QUICK_EPOCHS = (("digits", 2),), {"digits": 8}
-COLUMNS = (("digits", 2), ("digits", 4), ("fashion", 2), ("fashion", 4), ("tower", 4))
+COLUMNS = (("fashion", 4), ("digits", 2), ("digits", 4), ("fashion", 2), ("tower", 4))
 
+_FA = "FA 99 % of backprop on MNIST, 62 to 74 % on CIFAR-10, 21 % on ImageNet"
+_PC = "fine-tuning VGG5 under domain shift 87.7 against 88.2"
 ENTRIES = (
     Entry(BASELINE, "backprop"),
     Entry(FROZEN, ""),
     Entry("attention_gated, labels", "attention_gated"),
-    Entry("attention_gated, reward alone", "attention_gated", reward=True, epochs=3.5),
+    Entry(
+        "attention_gated, reward alone",
+        "attention_gated",
+        reward=True,
+        epochs=3.5,
+        published="BrainProp: as accurate in 1 to 3.5 times the epochs; CIFAR-10 88.9",
+    ),
+    Entry("feedback_alignment, FA", "feedback_alignment", {"mode": "fa"}, published=_FA),
+    Entry("feedback_alignment, DFA", "feedback_alignment", {"mode": "dfa"}),
+    Entry(
+        "feedback_alignment, uSF",
+        "feedback_alignment",
+        {"mode": "usf"},
+        published="sign-symmetric 93 % of backprop on ImageNet",
+    ),
+    Entry("feedback_alignment, brSF", "feedback_alignment", {"mode": "brsf"}),
+    Entry("feedback_alignment, frSF", "feedback_alignment", {"mode": "frsf"}),
+    Entry("feedback_alignment, Kolen-Pollack", "feedback_alignment", {"mode": "kp"}),
+    Entry("predictive_coding, strict", "predictive_coding", {"mode": "strict"}, published=_PC),
+    Entry("predictive_coding, Z-IL", "predictive_coding", {"mode": "zil"}, published="equal to backprop"),
+    Entry("predictive_coding, iPC", "predictive_coding", {"mode": "ipc"}),
+    Entry(
+        "target_propagation, L-DRL",
+        "target_propagation",
+        published="within 1 % on CIFAR-10 at up to 30x the time",
+    ),
+    Entry("dendritic, microcircuit", "dendritic", {"mode": "microcircuit"}),
+    Entry("dendritic, burst", "dendritic", {"mode": "burst"}),
+    Entry("hebbian, SoftHebb", "hebbian", {"mode": "softhebb"}, published="SoftHebb CIFAR-10 80.3"),
+    Entry("hebbian, Oja", "hebbian", {"mode": "oja"}),
+    Entry("stdp", "stdp", {"time_steps": 10}, published="STDP MNIST 95"),
+    Entry("mezo", "mezo", published="LLaVA-OneVision 91.8 / 25.8 / 28.5 against AdamW 94.8 / 28.8 / 36.7"),
+    Entry(
+        "equilibrium_propagation",
+        "equilibrium_propagation",
+        {"nudged_steps": 8},
+        published="CIFAR-10 88.1 to 88.7 against 88.2 to 88.5, at 29x the time",
+    ),
 )
 
 

@@ -5,12 +5,14 @@ from typing import Any
 
 from arr_coc.rules.attention_gated import AttentionGated
 from arr_coc.rules.backprop import Backprop
+from arr_coc.rules.predictive_coding import PredictiveCoding
 from arr_coc.rules.protocol import Ledger, Rule, Teaching, Updates
 from arr_coc.rules.target_propagation import TargetPropagation
 
 RULES: dict[str, Callable[..., Rule]] = {
     "attention_gated": AttentionGated,
     "backprop": Backprop,
+    "predictive_coding": PredictiveCoding,
     "target_propagation": TargetPropagation,
 }
 
