@@ -5,14 +5,22 @@ from typing import Any
 
 from arr_coc.rules.attention_gated import AttentionGated
 from arr_coc.rules.backprop import Backprop
+from arr_coc.rules.equilibrium_propagation import EquilibriumPropagation
+from arr_coc.rules.feedback_alignment import FeedbackAlignment
+from arr_coc.rules.hebbian import Hebbian
 from arr_coc.rules.predictive_coding import PredictiveCoding
 from arr_coc.rules.protocol import Ledger, Rule, Teaching, Updates
+from arr_coc.rules.stdp import STDP
 from arr_coc.rules.target_propagation import TargetPropagation
 
 RULES: dict[str, Callable[..., Rule]] = {
     "attention_gated": AttentionGated,
     "backprop": Backprop,
+    "equilibrium_propagation": EquilibriumPropagation,
+    "feedback_alignment": FeedbackAlignment,
+    "hebbian": Hebbian,
     "predictive_coding": PredictiveCoding,
+    "stdp": STDP,
     "target_propagation": TargetPropagation,
 }
 

@@ -1,0 +1,106 @@
+"""Feedback alignment: errors come down by weights of their own, and the forward weights learn to fit them.
+
+delta_l = (e B_R at rung l + delta_{l+1} B_{l+1}) * f'(a_l), Delta W_l = delta_l' z_{l-1}, Delta R = e' phi.
+`mode`: "fa": B fixed and random. "dfa": delta_l = (e D_l) * f'(a_l), straight from the answer to every rung.
+"usf", "brsf", "frsf": B has the signs of the forward weights, and one size for all, sizes drawn anew at every
+step, or sizes drawn once. "kp" (Kolen-Pollack): B gets the same product as W and both decay, so that they
+grow alike. Needs a way down that is not the way up: no weight is transported in "fa", "dfa" and "kp"; the
+sign modes carry one bit of each. Use "kp" or a sign mode where depth matters, "dfa" where nothing may wait
+for the rung above. Source: Lillicrap et al. (2016); Nokland (2016); Liao, Leibo & Poggio (2016);
+Moskovitz, Litwin-Kumar & Abbott (2018); Akrout et al. (2019).
+"""
+
+import torch
+from torch import Tensor
+
+from arr_coc.ladder import Climb, Ladder
+from arr_coc.rules.protocol import Ledger, Rule, Teaching, Updates, outer, to_drives
+
+MODES = ("fa", "dfa", "usf", "brsf", "frsf", "kp")
+
+
+class FeedbackAlignment(Rule):
+    """See the module's docstring. All random weights have standard deviation 1 / sqrt(fan-in) of those that
+    they stand for.
+
+    Args:
+        mode: one of MODES.
+        decay: of W and B, and of R and its B, under "kp".
+    """
+
+    per_class = ("feedback_readout", *(f"direct_{level}" for level in range(64)))
+
+    def __init__(self, mode: str = "fa", decay: float = 3e-3, seed: int = 0) -> None:
+        super().__init__(seed)
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r}: possible are {', '.join(map(repr, MODES))}")
+        if not 0 <= decay < float("inf"):
+            raise ValueError(f"decay={decay!r}: a finite number of at least 0 is needed")
+        self.mode, self.decay = mode, decay
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(
+            weight_transport=self.mode in ("usf", "brsf", "frsf"),
+            error_vector_broadcast=self.mode == "dfa",
+            update_locking=True,
+            signed_errors=True,
+        )
+
+    def shapes(self, ladder: Ladder, classes: int) -> dict[str, tuple[int, ...]]:
+        if self.mode in ("usf", "brsf"):
+            return {}
+        kept: dict[str, tuple[int, ...]] = {"feedback_readout": (classes, ladder.phi_width)}
+        if self.mode == "dfa":
+            return kept | {f"direct_{level}": (classes, ladder.width) for level in range(ladder.depth)}
+        return kept | {f"feedback_{level}": (ladder.width, ladder.width) for level in range(1, ladder.depth)}
+
+    def start(self, name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+        if self.mode == "kp":  # from zero, so that B is what W has learned, and its first draw is no noise
+            return torch.zeros(shape)
+        return torch.randn(shape, generator=draw) / shape[-1] ** 0.5
+
+    def _back(self, name: str, forward: Tensor, step: int) -> Tensor:
+        """B for a forward matrix, (out, in) like it."""
+        if self.mode in ("fa", "kp", "dfa"):
+            return self.state[name].to(forward)
+        size = forward.shape[-1] ** -0.5
+        if self.mode == "usf":
+            return size * forward.sign()
+        if self.mode == "frsf":
+            return self.state[name].to(forward).abs() * forward.sign()
+        drawn = torch.randn(forward.shape, generator=self.draw(name, step), dtype=forward.dtype)
+        return drawn.to(forward.device).abs() * size * forward.sign()
+
+    def step(self, ladder: Ladder, climb: Climb, teaching: Teaching) -> Updates:
+        error = teaching.error.to(climb.phi)
+        slopes = [ladder.activation.slope(a) for a in climb.pre_activations]
+        at_phi = error @ self._back("feedback_readout", teaching.readout.to(climb.phi), teaching.step)
+        _, at_z, at_hidden = ladder.split(at_phi)
+        at_hidden.zero_()  # a part of at_phi: the expansion's weights are forward weights, and no way down
+        post: list[Tensor] = []
+        for level in reversed(range(ladder.depth)):
+            if self.mode == "dfa":
+                told = error @ self.state[f"direct_{level}"].to(error)
+            elif post:
+                above = level + 1
+                back = self._back(f"feedback_{above}", ladder.weight(above), teaching.step)
+                told = at_z[level] + post[0] @ back
+            else:
+                told = at_z[level]
+            post.insert(0, told * slopes[level])
+        updates = outer(ladder, post, [climb.below, *climb.states[:-1]])
+        readout = error.T @ climb.phi / len(error)
+        own: dict[str, Tensor] = {}
+        if self.mode == "kp":
+            for name, forward in [("readout", teaching.readout.to(readout))] + [
+                (str(level), ladder.weight(level)) for level in range(1, ladder.depth)
+            ]:
+                back, learned = self.state[f"feedback_{name}"], f"weight_{name}"
+                product = readout if name == "readout" else updates[learned]
+                own[f"feedback_{name}"] = product - self.decay * back.to(product)
+                if name == "readout":
+                    readout = product - self.decay * forward
+                else:
+                    updates[learned] = product - self.decay * forward
+        return Updates(updates, readout, to_drives(ladder, climb, at_phi, post), own=own)
