@@ -77,7 +77,8 @@ def test_a_rule_learns_is_saved_and_goes_on_the_same(name: str, tmp_path) -> Non
     from arr_coc import state
 
     def fresh() -> Learner:
-        return Learner(ArrCocConfig(**LEARNS, rule=name), [6, 6], 5)
+        adam = {"optimizer": "adam", "eta_ladder": 0.01, "eta_readout": 0.01, "eta": 0.01}
+        return Learner(ArrCocConfig(**(LEARNS | adam), rule=name), [6, 6], 5)
 
     whole, first = fresh(), fresh()
     start = {n: t.clone() for n, t in first.ladder.weights().items()}

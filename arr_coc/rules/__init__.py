@@ -8,6 +8,7 @@ from arr_coc.rules.backprop import Backprop
 from arr_coc.rules.equilibrium_propagation import EquilibriumPropagation
 from arr_coc.rules.feedback_alignment import FeedbackAlignment
 from arr_coc.rules.hebbian import Hebbian
+from arr_coc.rules.mezo import MeZO
 from arr_coc.rules.predictive_coding import PredictiveCoding
 from arr_coc.rules.protocol import Ledger, Rule, Teaching, Updates
 from arr_coc.rules.stdp import STDP
@@ -19,6 +20,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     "equilibrium_propagation": EquilibriumPropagation,
     "feedback_alignment": FeedbackAlignment,
     "hebbian": Hebbian,
+    "mezo": MeZO,
     "predictive_coding": PredictiveCoding,
     "stdp": STDP,
     "target_propagation": TargetPropagation,
