@@ -1,8 +1,8 @@
 """MeZO: zeroth-order optimisation, two forward passes and no way down at all.
 
-g = (loss(theta + eps z) - loss(theta - eps z)) / (2 eps) with z ~ N(0, I) from a seed,
-Delta theta = -g z, the mean over `samples` directions. E[g z] is the gradient as eps goes to 0, but cos(g z, gradient) is only about
-sqrt(n / (n + P + 1)) for n directions and P weights: many steps, each no dearer than an answer. z is drawn
+g = (loss(theta + eps z) - loss(theta - eps z)) / (2 eps) with z ~ N(0, I) from a seed, Delta theta = -g z,
+the mean over `samples` directions. E[g z] is the gradient as eps goes to 0, but cos(g z, gradient) is only
+about sqrt(n / (n + P + 1)) for n directions and P weights: many steps, none dearer than an answer. z is drawn
 again from its seed and never stored. Needs one number, g, that every weight hears, and two phases. Use it
 where nothing but answers can be had, as for weights inside a backbone (`zeroth_order_step`), and as the
 honest rival without a backward pass. Source: Spall (1992), SPSA; Malladi et al. (2023), MeZO.
