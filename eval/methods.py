@@ -9,7 +9,7 @@ from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods_features as features
 from arr_coc.eval.methods_features import Method
 from arr_coc.eval.methods_lora import Lora, LoraWords
-from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin
+from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded
 from arr_coc.eval.percepts_words import WordStore
 
 
@@ -167,6 +167,16 @@ METHODS: dict[str, Spec] = {
     ),
     "plugin": Spec(_plugin, "arr-coc", bodies=BOTH),
     "plugin-fixed": Spec(_changed(learn_relevance=False), "arr-coc without learned relevance", bodies=BOTH),
+    "reward": Spec(
+        lambda s: Rewarded(s.store, replace(s.config, seed=s.seed), 0, s.seed),
+        "arr-coc from reward alone: told right or wrong, never the label",
+        role="reward",
+    ),
+    "reward-late": Spec(
+        lambda s: Rewarded(s.store, replace(s.config, seed=s.seed), 50, s.seed),
+        "the same, the reward 1 to 50 samples late",
+        role="reward",
+    ),
     "lora": Spec(
         _lora,
         "PEFT LoRA r=8 on q, v + AdamW, one pass; the context said inside the texts",
@@ -308,5 +318,5 @@ def spec(name: str) -> Spec:
 def sensible(body: str, contexts: bool, mask: bool) -> list[str]:
     """The methods that have a place on such a stream: its kind of model, and what its samples bring."""
     has = {"contexts": contexts, "mask": mask}
-    wanted = {n: s for n, s in METHODS.items() if s.role != "ablation" and body in s.bodies}
+    wanted = {n: s for n, s in METHODS.items() if s.role not in ("ablation", "reward") and body in s.bodies}
     return [n for n, s in wanted.items() if all(has[x] for x in s.needs)]

@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestCentroid
 import fakes
 from arr_coc.eval import exam, methods
 from arr_coc.eval import methods_features as features
-from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin
+from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded
 from fakes import CLASSES, CONFIG, every, fake_store, feed
 
 # -- closed forms --------------------------------------------------------------------------------------------
@@ -210,6 +210,43 @@ def test_order_free_methods_end_with_the_same_answers_in_any_order(name: str) ->
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
 
 
+def test_reward_alone_never_shows_the_label() -> None:
+    """A wrong answer teaches the same whichever label was the right one."""
+    store = fake_store()
+    one, other = (Rewarded(store, replace(CONFIG, explore=0.0)) for _ in range(2))
+    for start in range(0, 60, 5):
+        batch = store.batch(torch.arange(start, start + 5))
+        with torch.no_grad():
+            choice, _ = one.learner.act(batch.percept, store.classes)
+        chosen = [store.classes[c] for c in choice.tolist()]
+        wrong = [
+            next(c for c in store.classes if c not in (a, b))
+            for a, b in zip(chosen, batch.labels, strict=True)
+        ]
+        swapped = [a if a == b else w for a, b, w in zip(chosen, batch.labels, wrong, strict=True)]
+        assert swapped != batch.labels or start > 0
+        one.observe(batch)
+        other.observe(replace(batch, labels=swapped))
+    assert torch.equal(one.learner.readout.weight, other.learner.readout.weight)
+    assert torch.equal(one.learner.relevance_weight, other.learner.relevance_weight)
+
+
+def test_late_rewards_are_paid_once_each_and_none_is_lost() -> None:
+    store, paid = fake_store(), []
+    late = Rewarded(store, CONFIG, late=7, seed=3)
+    true = late.learner.reward
+    late.learner.reward = lambda left, reward: paid.append((late._seen, len(left))) or true(left, reward)
+    for start in range(0, 60, 5):
+        late.observe(store.batch(torch.arange(start, start + 5)))
+        assert len(late._waiting) <= 7 + 5
+    before = sum(n for _, n in paid)
+    assert 40 < before < 60
+    late.finish()
+    assert sum(n for _, n in paid) == 60
+    assert late._waiting == []
+    assert int(late.learner.step) == 60
+
+
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="'plugin'"):
         methods.spec("plugn")
@@ -217,6 +254,8 @@ def test_an_unknown_method_names_the_nearest() -> None:
 
 def test_controls_without_a_place_are_left_out() -> None:
     with_all, without = (methods.sensible("dual", contexts=c, mask=c) for c in (True, False))
-    assert with_all == [n for n, s in methods.METHODS.items() if s.role != "ablation" and "dual" in s.bodies]
+    assert with_all == [
+        n for n, s in methods.METHODS.items() if s.role not in ("ablation", "reward") and "dual" in s.bodies
+    ]
     assert set(methods.ABLATIONS).isdisjoint(with_all)
     assert set(with_all) - set(without) == {"zero-shot-joined", "oracle", "cells-context"}
