@@ -181,10 +181,15 @@ class Learner(nn.Module):
 
     def learn(self, percept: Percept, keys: list[str]) -> Answer:
         """One online step towards the labels `keys` (one per sample); returns the answer from before the
-        step."""
+        step.
+
+        Raises:
+            FloatingPointError: if the rule asks for an update that is not finite; then nothing has changed.
+        """
         if len(keys) != percept.batch:
             raise ValueError(f"{len(keys)} labels were given for a batch of {percept.batch}")
         answer = self.answer(percept)
+        classes, met = len(self.classes), self.readout.last_met.clone()
         rows = self.readout.rows(keys, grow=True).to(answer.values.device)
         # classes that appeared just now have had the value 0
         new = len(self.classes) - answer.values.shape[1]
@@ -193,7 +198,13 @@ class Learner(nn.Module):
         clock = torch.arange(1, percept.batch + 1) + int(self.step)
         self.readout.meet(rows, clock)
         weights = self._evidence(percept, answer)
-        self._teach(percept, answer, target, values)
+        try:
+            self._teach(percept, answer, target, values)
+        except FloatingPointError:
+            self.readout.forget(classes)
+            self.rule.forget(classes)
+            self.readout.last_met = met
+            raise
         if self.config.readout == "precision":
             self.readout.learn(answer.climb.phi, rows, weights)
             self.scenes.learn(answer.scene)
@@ -238,6 +249,12 @@ class Learner(nn.Module):
         )
         self.rule.prepare(self.ladder, len(self.classes))
         updates = self.rule.step(self.ladder, answer.climb, teaching)
+        if not updates.finite():
+            raise FloatingPointError(
+                f"rule {self.config.rule!r} asked for an update that is not finite at sample "
+                f"{int(self.step)}: its steps are too long (eta_ladder={self.config.eta_ladder:g}, "
+                f"eta_readout={self.config.eta_readout:g}); nothing was changed"
+            )
         if learns_relevance:
             feedback = updates.drive_feedback
             if feedback is None:  # the own gain is learned from feedback, whatever rule moves U

@@ -68,6 +68,12 @@ class PrecisionReadout(nn.Module):
         place = {k: i for i, k in enumerate(self.classes)}
         return torch.tensor([place.get(k, -1) for k in keys], device=self.weight.device)
 
+    def forget(self, classes: int) -> None:
+        """Drop the rows of classes from this number on: they were made room for and nothing was learned."""
+        self.classes = self.classes[:classes]
+        for name in ("cross", "weight", "class_count", "last_met"):
+            setattr(self, name, getattr(self, name)[:classes])
+
     def meet(self, rows: Tensor, clock: Tensor) -> None:
         """Note when these classes were met: the numbers (B,) of their samples, from 1."""
         at = self.last_met.device

@@ -99,6 +99,24 @@ def test_a_rule_learns_is_saved_and_goes_on_the_same(name: str, tmp_path) -> Non
     assert any(not torch.equal(start[n], t) for n, t in whole.ladder.weights().items())
 
 
+def test_steps_that_are_too_long_end_in_an_error_and_no_nan_enters_the_state() -> None:
+    from arr_coc import state
+
+    learner = Learner(
+        ArrCocConfig(**LEARNS | {"eta_ladder": 1e12}, eta_readout=1e12, error="squared"), [6, 6], 5
+    )
+    before: dict[str, torch.Tensor] = {}
+    with pytest.raises(FloatingPointError, match="too long"):
+        for k in range(60):
+            before = {n: t.clone() for n, t in state.tensors(learner).items()}
+            seen, keys = percepts(2, seed=k)
+            learner.learn(seen, keys if k < 2 else ["new", *keys[1:]])
+    after = state.tensors(learner)
+    assert before.keys() == after.keys()
+    for n, t in before.items():
+        assert torch.equal(t, after[n]), n
+
+
 @pytest.mark.parametrize("name", [n for n in RULES if n != "backprop"])
 def test_a_local_rule_needs_no_autograd(name: str) -> None:
     net = ladders.make()

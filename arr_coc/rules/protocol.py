@@ -65,6 +65,11 @@ class Updates:
     own: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, float] = field(default_factory=dict)
 
+    def finite(self) -> bool:
+        """Whether no update holds NaN or infinity."""
+        given = [self.readout, self.drive_feedback, self.relevance, *self.ladder.values(), *self.own.values()]
+        return all(bool(torch.isfinite(t).all()) for t in given if t is not None)
+
 
 @dataclass(frozen=True)
 class Ledger:
@@ -136,6 +141,11 @@ class Rule:
                 rows = [self.start(name, shape[1:], self.draw(name, k)) for k in range(met, shape[0])]
                 new = torch.stack(rows).to(like) if rows else like.new_zeros(shape)
                 self.state[name] = new if have is None else torch.cat([have, new])
+
+    def forget(self, classes: int) -> None:
+        """Drop the rows of classes from this number on."""
+        for name in self.state.keys() & set(self.per_class):
+            self.state[name] = self.state[name][:classes]
 
     def draw(self, *what: Any) -> torch.Generator:
         """A generator for what these words and numbers name, the same in every process."""
