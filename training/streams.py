@@ -36,6 +36,7 @@ STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "cued-clutter-artwork": ("stream_cued", {"cues": "artwork"}),
     "cued-clutter-classes": ("stream_cued", {"by": "classes"}),
     "cued-clutter-novel-classes": ("stream_cued", {"cues": "novel", "by": "classes"}),
+    "same-different": ("stream_same", {}),
     "scene-qa": ("stream_scene_qa", {}),
 }
 
