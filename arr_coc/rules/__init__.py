@@ -5,6 +5,7 @@ from typing import Any
 
 from arr_coc.rules.attention_gated import AttentionGated
 from arr_coc.rules.backprop import Backprop
+from arr_coc.rules.dendritic import Dendritic
 from arr_coc.rules.equilibrium_propagation import EquilibriumPropagation
 from arr_coc.rules.feedback_alignment import FeedbackAlignment
 from arr_coc.rules.hebbian import Hebbian
@@ -17,6 +18,7 @@ from arr_coc.rules.target_propagation import TargetPropagation
 RULES: dict[str, Callable[..., Rule]] = {
     "attention_gated": AttentionGated,
     "backprop": Backprop,
+    "dendritic": Dendritic,
     "equilibrium_propagation": EquilibriumPropagation,
     "feedback_alignment": FeedbackAlignment,
     "hebbian": Hebbian,
