@@ -54,6 +54,8 @@ class Dendritic(Rule):
     Args:
         mode: "microcircuit" or "burst".
         feedback: D and Y: "random" (fixed), "learned" (Kolen-Pollack) or "tied" (R and W, transported).
+        feedback_start: size of the first draw of D and Y, over 1 / sqrt(fan-in). 0, with some decay, is better
+            where steps are Adam's: their size does not wait until feedback fits.
         start: of W_IP and W_PI: "self_predicting" or "random".
         g_lk, g_b, g_a: leak, basal and apical conductance; kappa = g_a / (g_lk + g_b + g_a).
         g_d, g_som: dendrite of an interneuron, and its nudge by the cell above that it predicts;
@@ -76,6 +78,7 @@ class Dendritic(Rule):
         self,
         mode: str = "microcircuit",
         feedback: str = "learned",
+        feedback_start: float = 1.0,
         start: str = "self_predicting",
         g_lk: float = 0.1,
         g_b: float = 1.0,
@@ -108,6 +111,7 @@ class Dendritic(Rule):
                 raise ValueError(f"{name}={size!r}: possible are numbers above 0")
         others: dict[str, float] = {
             "g_lk": g_lk,
+            "feedback_start": feedback_start,
             "lateral_scale": lateral_scale,
             "decay": decay,
             "tolerance": tolerance,
@@ -118,6 +122,7 @@ class Dendritic(Rule):
         if steps != int(steps) or steps < 1:
             raise ValueError(f"steps={steps!r}: possible are whole numbers from 1")
         self.mode, self.feedback, self.start_at, self.recurrent = mode, feedback, start, recurrent
+        self.feedback_start = feedback_start
         self.kappa, self.predicted = g_a / (g_lk + g_b + g_a), g_som / (g_lk + g_d + g_som)
         burst = mode == "burst"
         usual = 0.2 if burst else g_som / (g_lk + g_b + g_som)
@@ -156,7 +161,8 @@ class Dendritic(Rule):
     def start(self, name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
         if name.startswith("inter_bias"):
             return torch.zeros(shape)
-        return torch.randn(shape, generator=draw) / shape[-1] ** 0.5
+        size = self.feedback_start if name.startswith("down") else 1.0
+        return torch.randn(shape, generator=draw) * (size / shape[-1] ** 0.5)
 
     def prepare(self, ladder: Ladder, classes: int) -> None:
         """And, the first time, put the interneurons where they predict and cancel what is above."""

@@ -1,13 +1,14 @@
 """Feedback alignment: errors come down by weights of their own, and the forward weights learn to fit them.
 
 delta_l = (e B_R at rung l + delta_{l+1} B_{l+1}) * f'(a_l), Delta W_l = delta_l' z_{l-1}, Delta R = e' phi.
-`mode`: "fa": B fixed and random. "dfa": delta_l = (e D_l) * f'(a_l), straight from the answer to every rung.
-"usf", "brsf", "frsf": B has the signs of the forward weights, and one size for all, sizes drawn anew at every
-step, or sizes drawn once. "kp" (Kolen-Pollack): B gets the same product as W and both decay, so that they
-grow alike. Needs a way down that is not the way up: no weight is transported in "fa", "dfa" and "kp"; the
-sign modes carry one bit of each. Use "kp" or a sign mode where depth matters, "dfa" where nothing may wait
-for the rung above. Source: Lillicrap et al. (2016); Nokland (2016); Liao, Leibo & Poggio (2016);
-Moskovitz, Litwin-Kumar & Abbott (2018); Akrout et al. (2019).
+`mode`: "fa": B fixed and random. "dfa": delta_l = (e D_l) * f'(a_l), straight from the answer to every rung;
+"sdfa": with sign(e); "drtp": with the target t for e, which no rung has to wait for, but which never shrinks:
+f should be tanh. "usf", "brsf", "frsf": B has the signs of the forward weights, and one size for all, sizes
+drawn anew at every step, or sizes drawn once. "kp" (Kolen-Pollack): B starts at random, gets the same product
+as W, and both decay, so that they grow alike. Needs a way down that is not the way up: only the sign modes
+transport weights, one bit of each. Use "kp" or a sign mode where depth matters, a direct mode where nothing
+may wait for the rung above. Source: Lillicrap et al. (2016); Nokland (2016); Liao, Leibo & Poggio (2016);
+Moskovitz, Litwin-Kumar & Abbott (2018); Akrout et al. (2019); Frenkel, Lefebvre & Bol (2021).
 """
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from arr_coc.ladder import Climb, Ladder
 from arr_coc.rules.protocol import Ledger, Rule, Teaching, Updates, outer, to_drives
 
-MODES = ("fa", "dfa", "usf", "brsf", "frsf", "kp")
+DIRECT, SIGNS = ("dfa", "sdfa", "drtp"), ("usf", "brsf", "frsf")
+MODES = ("fa", *DIRECT, *SIGNS, "kp")
 
 
 class FeedbackAlignment(Rule):
@@ -41,9 +43,9 @@ class FeedbackAlignment(Rule):
     @property
     def ledger(self) -> Ledger:
         return Ledger(
-            weight_transport=self.mode in ("usf", "brsf", "frsf"),
-            error_vector_broadcast=self.mode == "dfa",
-            update_locking=True,
+            weight_transport=self.mode in SIGNS,
+            error_vector_broadcast=self.mode in DIRECT,  # drtp: of the error, the target alone
+            update_locking=self.mode != "drtp",
             signed_errors=True,
         )
 
@@ -51,18 +53,16 @@ class FeedbackAlignment(Rule):
         if self.mode in ("usf", "brsf"):
             return {}
         kept: dict[str, tuple[int, ...]] = {"feedback_readout": (classes, ladder.phi_width)}
-        if self.mode == "dfa":
+        if self.mode in DIRECT:
             return kept | {f"direct_{level}": (classes, ladder.width) for level in range(ladder.depth)}
         return kept | {f"feedback_{level}": (ladder.width, ladder.width) for level in range(1, ladder.depth)}
 
     def start(self, name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-        if self.mode == "kp":  # from zero, so that B is what W has learned, and its first draw is no noise
-            return torch.zeros(shape)
         return torch.randn(shape, generator=draw) / shape[-1] ** 0.5
 
     def _back(self, name: str, forward: Tensor, step: int) -> Tensor:
         """B for a forward matrix, (out, in) like it."""
-        if self.mode in ("fa", "kp", "dfa"):
+        if self.mode not in SIGNS:
             return self.state[name].to(forward)
         size = forward.shape[-1] ** -0.5
         if self.mode == "usf":
@@ -75,13 +75,14 @@ class FeedbackAlignment(Rule):
     def step(self, ladder: Ladder, climb: Climb, teaching: Teaching) -> Updates:
         error = teaching.error.to(climb.phi)
         slopes = [ladder.activation.slope(a) for a in climb.pre_activations]
-        at_phi = error @ self._back("feedback_readout", teaching.readout.to(climb.phi), teaching.step)
+        taught = {"sdfa": error.sign(), "drtp": teaching.target.to(error)}.get(self.mode, error)
+        at_phi = taught @ self._back("feedback_readout", teaching.readout.to(climb.phi), teaching.step)
         _, at_z, at_hidden = ladder.split(at_phi)
         at_hidden.zero_()  # a part of at_phi: the expansion's weights are forward weights, and no way down
         post: list[Tensor] = []
         for level in reversed(range(ladder.depth)):
-            if self.mode == "dfa":
-                told = error @ self.state[f"direct_{level}"].to(error)
+            if self.mode in DIRECT:
+                told = taught @ self.state[f"direct_{level}"].to(error)
             elif post:
                 above = level + 1
                 back = self._back(f"feedback_{above}", ladder.weight(above), teaching.step)

@@ -130,8 +130,8 @@ def zeroth_order_step(
     def move(group: Group, by: float) -> None:
         for name, t in group:
             known = Rule(seed).draw("z", name).initial_seed()
-            z = _direction(torch.Generator(t.device).manual_seed(known), t)
-            t.copy_(z.mul_(by).add_(t))
+            draw = torch.Generator(t.device).manual_seed(known)
+            t.copy_(_direction(draw, t).mul_(by).add_(t))  # unnamed: gone before the next one is drawn
 
     def probe(group: Group, by: float) -> float:
         """The loss at theta + by z; the tensors are put back."""
