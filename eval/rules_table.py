@@ -59,7 +59,11 @@ ENTRIES = (
     ),
     Entry("feedback_alignment, brSF", "feedback_alignment", {"mode": "brsf"}),
     Entry("feedback_alignment, frSF", "feedback_alignment", {"mode": "frsf"}),
-    Entry("feedback_alignment, Kolen-Pollack", "feedback_alignment", {"mode": "kp"}),
+    Entry(
+        "feedback_alignment, Kolen-Pollack",
+        "feedback_alignment",
+        {"mode": "kp", "feedback_start": 0.0},
+    ),
     Entry("predictive_coding, strict", "predictive_coding", {"mode": "strict"}, published=_PC),
     Entry("predictive_coding, Z-IL", "predictive_coding", {"mode": "zil"}, published="equal to backprop"),
     Entry("predictive_coding, iPC", "predictive_coding", {"mode": "ipc"}),

@@ -54,8 +54,8 @@ class Dendritic(Rule):
     Args:
         mode: "microcircuit" or "burst".
         feedback: D and Y: "random" (fixed), "learned" (Kolen-Pollack) or "tied" (R and W, transported).
-        feedback_start: size of the first draw of D and Y, over 1 / sqrt(fan-in). 0, with some decay, is better
-            where steps are Adam's: their size does not wait until feedback fits.
+        feedback_start: size of the first draw of D and Y, over 1 / sqrt(fan-in). 0, with some decay, is
+            better where steps are Adam's: their size does not wait until feedback fits.
         start: of W_IP and W_PI: "self_predicting" or "random".
         g_lk, g_b, g_a: leak, basal and apical conductance; kappa = g_a / (g_lk + g_b + g_a).
         g_d, g_som: dendrite of an interneuron, and its nudge by the cell above that it predicts;

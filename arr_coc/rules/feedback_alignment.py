@@ -28,17 +28,23 @@ class FeedbackAlignment(Rule):
     Args:
         mode: one of MODES.
         decay: of W and B, and of R and its B, under "kp".
+        feedback_start: size of the first draw of B, over 1 / sqrt(fan-in). Under "kp" 0 is better where steps
+            are Adam's: their size does not wait until feedback fits.
     """
 
     per_class = ("feedback_readout", *(f"direct_{level}" for level in range(64)))
 
-    def __init__(self, mode: str = "fa", decay: float = 3e-3, seed: int = 0) -> None:
+    def __init__(
+        self, mode: str = "fa", decay: float = 3e-3, feedback_start: float = 1.0, seed: int = 0
+    ) -> None:
         super().__init__(seed)
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}: possible are {', '.join(map(repr, MODES))}")
         if not 0 <= decay < float("inf"):
             raise ValueError(f"decay={decay!r}: a finite number of at least 0 is needed")
-        self.mode, self.decay = mode, decay
+        if not 0 <= feedback_start < float("inf"):
+            raise ValueError(f"feedback_start={feedback_start!r}: a finite number of at least 0 is needed")
+        self.mode, self.decay, self.feedback_start = mode, decay, feedback_start
 
     @property
     def ledger(self) -> Ledger:
@@ -58,7 +64,7 @@ class FeedbackAlignment(Rule):
         return kept | {f"feedback_{level}": (ladder.width, ladder.width) for level in range(1, ladder.depth)}
 
     def start(self, name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-        return torch.randn(shape, generator=draw) / shape[-1] ** 0.5
+        return torch.randn(shape, generator=draw) * (self.feedback_start / shape[-1] ** 0.5)
 
     def _back(self, name: str, forward: Tensor, step: int) -> Tensor:
         """B for a forward matrix, (out, in) like it."""

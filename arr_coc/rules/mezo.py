@@ -100,7 +100,7 @@ def zeroth_order_step(
     """One MeZO step on any chosen tensors of a model, in place: theta -= rate g z.
 
     theta + eps z is rounded, so what it was cannot be had back from z alone. `keep` says what is paid to have
-    it back bit for bit; besides that, any choice takes the room of one z of the largest tensor.
+    it back bit for bit; besides that, any choice takes the room of z of the largest tensor, twice in 16 bits.
 
     Args:
         parameters: floating-point tensors. z belongs to a place in the order, or to a name where they are
