@@ -60,6 +60,18 @@ FAULTS = {
         'self.state[f"feedback_{level}"].to(a)',
         "test_target_propagation.py::test_where_the_net_is_linear_the_update_is_backpropagation_at_any_beta",
     ),
+    "no slope on a feedback of its own": (
+        "rules/feedback_alignment.py",
+        "post.insert(0, told * slopes[level])",
+        "post.insert(0, told)",
+        "test_feedback_alignment.py::test_errors_come_down_by_the_feedback_weights_and_the_slope",
+    ),
+    "prediction errors without the slope": (
+        "rules/predictive_coding.py",
+        "post = weighted * bent",
+        "post = weighted",
+        "test_predictive_coding.py::test_states_descend_the_energy_and_weights_what_is_left_of_it",
+    ),
 }
 
 
