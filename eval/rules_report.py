@@ -83,7 +83,7 @@ def tables(
 
 def _cells(c: Cell) -> list[str]:
     slower = "" if not math.isfinite(c.slower) else f" ({_number(c.slower)}x)"
-    angles = "" if math.isnan(c.angles[0]) else "/".join(_number(a, 0) for a in c.angles) + "°"
+    angles = "" if math.isnan(c.angles[0]) else "/".join(_number(a, 0) or "–" for a in c.angles) + "°"
     return [
         cell(c.accuracy),
         "" if c.ratio is None else cell(c.ratio),

@@ -198,7 +198,8 @@ class Cell:
             hidden layers and backprop that the rule closes.
         epochs: passes until .95 of backprop's final accuracy, median over seeds; infinite if never.
         slower: the same over backprop's own.
-        angles: degrees between the update and the gradient before learning, half way and at the end.
+        angles: degrees between the update and the gradient before learning, half way and at the end, mean over
+            the seeds that have one: where a rung is silent there is no gradient.
     """
 
     accuracy: Interval
@@ -257,7 +258,8 @@ def summary(runs: Sequence[Run]) -> dict[tuple[str, int], dict[str, Cell]]:
                     closed = interval(shares)
             courses = [r.course.alignment for r in mine]
             times = [(c[0], c[len(c) // 2], c[-1]) for c in courses]
-            angles = tuple(float(np.mean([angle(t[k]) for t in times])) for k in range(3))
+            there = [[t[k] for t in times if t[k] is not None] for k in range(3)]
+            angles = tuple(float(np.mean([angle(c) for c in some])) if some else math.nan for some in there)
             epochs = median(reached) if reached else math.nan
             cells[name] = Cell(
                 interval([r.course.accuracy[-1] for r in mine]),
