@@ -198,8 +198,8 @@ class Cell:
             hidden layers and backprop that the rule closes.
         epochs: passes until .95 of backprop's final accuracy, median over seeds; infinite if never.
         slower: the same over backprop's own.
-        angles: degrees between the update and the gradient before learning, half way and at the end, mean over
-            the seeds that have one: where a rung is silent there is no gradient.
+        angles: degrees between the update and the gradient before learning, half way and at the end, mean
+            over the seeds that have one: where a rung is silent there is no gradient.
     """
 
     accuracy: Interval
