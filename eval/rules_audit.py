@@ -7,23 +7,17 @@ readout and of the rule's own weights must come out bit for bit the same.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from arr_coc.activation import Activation
+from arr_coc.eval.rules_one_way import OneWay, plain
 from arr_coc.ladder import Climb, Ladder
 from arr_coc.rules import Ledger, Rule, Teaching, Updates
 
 DEPTH, WIDTH, BELOW, CLASSES, BATCH = 3, 6, 5, 4, 7
 ENTRIES = tuple(f.name for f in fields(Ledger))
-_BACKWARD_ONLY = (
-    "einsum",
-    "tensordot",
-    "bilinear",
-)  # which way these contract cannot be told: counted as down
-_FLIPS = ("T", "mT", "t", "transpose", "swapaxes", "permute", "adjoint")
 
 
 @dataclass(frozen=True)
@@ -37,69 +31,6 @@ class Finding:
     @property
     def lie(self) -> bool:
         return self.verdict == "lie"
-
-
-class OneWay(Tensor):
-    """A weight matrix that is what it is on the way up and another one on the way down.
-
-    Contracted over its inputs (x @ W.T) it is itself; contracted over its outputs (g @ W) it is `down`.
-    Elementwise results stay one-way.
-    """
-
-    down: Tensor
-    flipped: bool
-
-    @staticmethod
-    def of(up: Tensor, down: Tensor, flipped: bool = False) -> "OneWay":
-        made: OneWay = up.detach().as_subclass(OneWay)
-        made.down, made.flipped = down.detach(), flipped
-        return made
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name == "__get__":  # a property: T, mT, shape, dtype
-            name = getattr(getattr(func, "__self__", None), "__name__", "")
-        with torch._C.DisableTorchFunctionSubclass():
-            if name in ("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "linear", "addmm"):
-                args = list(args)
-                if name == "__rmatmul__":
-                    args = args[::-1]
-                left = 1 if name == "addmm" else 0
-                for place, given in enumerate(args):
-                    if not isinstance(given, OneWay):
-                        continue
-                    last = place == left or name == "linear"  # which of its dimensions is summed over
-                    args[place] = _plain(given) if last != given.flipped else given.down
-                function = torch.matmul if name in ("__matmul__", "__rmatmul__") else func
-                return function(*args, **kwargs)
-            up = func(*_map(args, _plain), **_map(kwargs, _plain))
-            if not isinstance(up, Tensor) or name in ("shape", "dtype", "device"):
-                return up
-            down = func(*_map(args, _down), **_map(kwargs, _down))
-            if name in _BACKWARD_ONLY:
-                return down
-            if up.dim() < 2:
-                return up
-            flipped = any(isinstance(a, OneWay) and a.flipped for a in args)
-            return OneWay.of(up, down, flipped != (name in _FLIPS))
-
-
-def _plain(given: Any) -> Any:
-    return given.as_subclass(Tensor) if isinstance(given, OneWay) else given
-
-
-def _down(given: Any) -> Any:
-    return given.down if isinstance(given, OneWay) else given
-
-
-def _map(given: Any, what: Callable[[Any], Any]) -> Any:
-    if isinstance(given, dict):
-        return {k: _map(v, what) for k, v in given.items()}
-    if isinstance(given, list | tuple):
-        return type(given)(_map(v, what) for v in given)
-    return what(given)
 
 
 @dataclass(frozen=True)
@@ -401,7 +332,7 @@ def _differs(
         if one.drive_feedback is not None and other.drive_feedback is not None:
             pairs["drive feedback"] = (one.drive_feedback, other.drive_feedback)
     for name, (a, b) in pairs.items():
-        gap = float((_plain(a) - _plain(b)).abs().max())
+        gap = float((plain(a) - plain(b)).abs().max())
         if not gap <= tolerance:
             return f"the update of {name} moved by {gap:.2g} {when}"
     return ""

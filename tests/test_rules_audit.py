@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from arr_coc.eval.rules_audit import ENTRIES, OneWay, audit
+from arr_coc.eval.rules_audit import ENTRIES, audit
+from arr_coc.eval.rules_one_way import OneWay
 from arr_coc.ladder import Climb, Ladder
 from arr_coc.rules import RULES, Ledger, Rule, Teaching, Updates, make_rule
 from arr_coc.rules.protocol import outer, to_drives
