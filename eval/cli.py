@@ -169,6 +169,8 @@ def rules(
     only: Annotated[str, typer.Option(help="rows by the name of their rule, separated by commas")] = "",
     seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
     quick: Annotated[bool, typer.Option(help="digits, two seeds, few passes: under two minutes")] = False,
+    online: Annotated[bool, typer.Option(help="one pass, one sample at a time")] = False,
+    readout: Annotated[str, typer.Option(help="with --online: delta or precision")] = "delta",
     explain: Annotated[str | None, typer.Option(help="say what one rule is, and what it needs")] = None,
     markdown: Annotated[bool, typer.Option(help="print the tables as Markdown")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="tables and runs as JSON")] = None,
@@ -187,15 +189,17 @@ def rules(
             return
         targets = [t if t is None else check_target(t) for t in (json_out, html)]
         entries = rules_table.chosen([n for n in only.split(",") if n])
-        columns = rules_table.QUICK if quick else rules_table.places(tasks)
-        epochs = rules_table.QUICK_EPOCHS if quick else rules_table.EPOCHS
+        columns, regime = rules_table.setting(tasks, quick, online, readout)
         with _bar() as follow:
             runs = rules_table.run(
-                entries, columns, range(2) if quick else _numbers(seeds), epochs, out, follow
+                entries, columns, range(2) if quick else _numbers(seeds), regime, out, follow
             )
-            follow("costs and audits", 0, 0)
-            costs = rules_table.costs(entries, 5 if quick else 30)
-            shown = rules_report.tables(runs, entries, costs, rules_table.ledgers(entries))
+            costs, ledgers = None, None
+            if not online:  # a step costs what it costs, and a rule needs what it needs, in either regime
+                follow("costs and audits", 0, 0)
+                costs = rules_table.costs(entries, 5 if quick else 30)
+                ledgers = rules_table.ledgers(entries)
+            shown = rules_report.tables(runs, entries, costs, ledgers, regime.said)
         if markdown:
             typer.echo(rules_report.markdown(shown))
         else:

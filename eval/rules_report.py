@@ -47,15 +47,20 @@ def tables(
     entries: Sequence[Entry],
     costs: dict[str, Cost] | None = None,
     ledgers: dict[str, list[str]] | None = None,
+    said: str = "",
 ) -> list[Shown]:
-    """One table per (task, depth), then one of what each rule costs and needs."""
+    """One table per (task, depth), then one of what each rule costs and needs.
+
+    Args:
+        said: how was learned, for the titles.
+    """
     seeds = len({r.seed for r in runs})
     out = []
     for (task, depth), cells in summary(runs).items():
         rows = [[name, *_cells(c)] for name, c in cells.items()]
         out.append(
             Shown(
-                f"{task}, depth {depth}",
+                ", ".join([f"{task}, depth {depth}", *([said] if said else [])]),
                 ["rule", "accuracy %", "of backprop %", "gap closed %", "passes to 95 %", "angle", "rate"],
                 rows,
                 f"{seeds} seeds, ± the half-width of the 95 % Student-t interval; of backprop and gap closed "

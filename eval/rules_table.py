@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,9 +32,41 @@ WIDTH = 64
 TUNING_SEED = 1000
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FROZEN, BASELINE = "hidden layers left random", "backprop"
-EPOCHS = {"digits": 30, "fashion": 10, "tower": 15}
-QUICK, QUICK_EPOCHS = (("digits", 2),), {"digits": 8}
 COLUMNS = (("fashion", 4), ("digits", 2), ("digits", 4), ("fashion", 2), ("tower", 4))
+QUICK = (("digits", 2),)
+ONLINE_COLUMNS = (("same-different-given", 2), ("same-different", 2))
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How an entry learns a task.
+
+    Args:
+        epochs: passes over each task, times an entry's own factor; a task that is not named gets one.
+        batch: samples a step.
+        readout: "delta" (taught by Adam, like the rungs) or "precision" (recursive least squares).
+        said: for the title of a table.
+    """
+
+    epochs: dict[str, int] = field(default_factory=dict)
+    batch: int = 64
+    readout: str = "delta"
+    said: str = ""
+
+    def passes(self, entry: Entry, task: str) -> int:
+        """Passes of this entry over that task."""
+        return round(self.epochs[task] * entry.epochs) if task in self.epochs else 1
+
+
+PASSES = Regime({"digits": 30, "fashion": 10, "tower": 15})
+FEW = Regime({"digits": 8})
+
+
+def online(readout: str = "delta") -> Regime:
+    """One pass, a sample at a time: every entry sees every sample once."""
+    with_ = "recursive least squares" if readout == "precision" else "a delta readout"
+    return Regime({}, 1, readout, f"one pass, one sample at a time, {with_}")
+
 
 _FA = "FA 99 % of backprop on MNIST, 62 to 74 % on CIFAR-10, 21 % on ImageNet"
 _PC = "fine-tuning VGG5 under domain shift 87.7 against 88.2"
@@ -126,8 +158,10 @@ def held_back(task: Task) -> Task:
     )
 
 
-def _key(entry: Entry, task: str, depth: int, seed: int, epochs: int) -> str:
-    said = [asdict(replace(entry, name="", published="")), task, depth, seed, epochs, WIDTH, RATES]
+def _key(entry: Entry, task: str, depth: int, seed: int, regime: Regime) -> str:
+    said: list[Any] = [asdict(replace(entry, name="", published="")), task, depth, seed]
+    said += [regime.passes(entry, task), WIDTH, RATES]
+    said += [] if (regime.batch, regime.readout) == (64, "delta") else [regime.batch, regime.readout]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -135,18 +169,17 @@ def run(
     entries: Sequence[Entry] = ENTRIES,
     columns: Sequence[tuple[str, int]] = COLUMNS,
     seeds: Sequence[int] = range(5),
-    epochs: dict[str, int] | None = None,
+    regime: Regime = PASSES,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Run]:
     """Every entry on every (task, depth) and seed.
 
     Args:
-        epochs: per task; an entry's own factor multiplies it.
+        regime: how long, in which steps and under which readout.
         out: a JSONL file; runs that stand in it are not repeated.
         progress: called with (what, done, of).
     """
-    epochs = EPOCHS if epochs is None else epochs
     earlier = {r["key"]: _run(r) for r in read(out)}
     done: list[Run] = []
     total = len(entries) * len(columns) * len(seeds)
@@ -159,8 +192,9 @@ def run(
             return tasks[seed]
 
         for entry in entries:
-            passes = round(epochs[name] * entry.epochs)
-            keys = {seed: _key(entry, name, depth, seed, passes) for seed in seeds}
+            passes = regime.passes(entry, name)
+            how = {"batch": regime.batch, "readout": regime.readout}
+            keys = {seed: _key(entry, name, depth, seed, regime) for seed in seeds}
             rate, tried = math.nan, []
             for seed in seeds:
                 if progress is not None:
@@ -171,9 +205,11 @@ def run(
                     continue
                 if not tried:
                     few, part = held_back(task(TUNING_SEED)), max(1, passes // 2)
-                    tried = [(r, train(entry, few, WIDTH, TUNING_SEED, r, part).accuracy[-1]) for r in RATES]
+                    tried = [
+                        (r, train(entry, few, WIDTH, TUNING_SEED, r, part, **how).accuracy[-1]) for r in RATES
+                    ]
                     rate = max(tried, key=lambda t: t[1])[0]
-                course = train(entry, task(seed), WIDTH, seed, rate, passes)
+                course = train(entry, task(seed), WIDTH, seed, rate, passes, **how)
                 done.append(Run(keys[seed], entry.name, name, depth, seed, rate, tried, course))
                 append(out, asdict(done[-1]))
     return done
@@ -382,3 +418,24 @@ def places(text: str) -> tuple[tuple[str, int], ...]:
             )
         out.append((name, int(depth)))
     return tuple(out)
+
+
+def setting(
+    tasks: str, quick: bool, online_: bool, readout: str
+) -> tuple[tuple[tuple[str, int], ...], Regime]:
+    """What is learned, and how: the columns and the regime of a table.
+
+    Raises:
+        ValueError: for options that do not go together, or a task or readout that there is not.
+    """
+    if readout not in ("delta", "precision"):
+        raise ValueError(f"readout {readout!r}: possible are delta, precision")
+    if quick and (online_ or tasks):
+        raise ValueError("--quick has its own task and passes: leave --tasks and --online out")
+    if readout == "precision" and not online_:
+        raise ValueError("a precision readout is for one pass: add --online")
+    if quick:
+        return QUICK, FEW
+    if online_:
+        return places(tasks) if tasks else ONLINE_COLUMNS, online(readout)
+    return places(tasks), PASSES

@@ -1,15 +1,20 @@
-"""What learning rules are compared on: digits, garments, and garments seen through the built-in tower."""
+"""What learning rules are compared on: digits, garments, and garments and scenes of them seen through the
+built-in tower."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from arr_coc.config import ArrCocConfig
 from arr_coc.eval.percepts import Progress
-from arr_coc.ladder import Ladder
-from arr_coc.training import items
+from arr_coc.learner import Learner
+from arr_coc.percept import Percept
+from arr_coc.training import items, streams
+from arr_coc.training.streams import Rendered, Sample
 
 
 @dataclass(frozen=True)
@@ -71,44 +76,106 @@ def fashion(depth: int, width: int, seed: int, progress: Progress | None = None)
     return Task(f"fashion, depth {depth}", depth, 10, train, None, y, test, None, test_y)
 
 
-def tower(depth: int, width: int, seed: int, progress: Progress | None = None) -> Task:
-    """Fashion-MNIST through the built-in dual encoder: one site per rung drives the ladder, the image's
-    embedding enters below. 4,000 garments to learn from, 2,000 to test on."""
-    from PIL import Image
+SCENES = (6_000, 1_200)
+Relevant = Callable[[Learner, Percept, list[Sample]], Tensor]  # (B, N)
 
+
+def _through_tower(
+    name: str,
+    depth: int,
+    width: int,
+    splits: dict[str, Sequence[Sample]],
+    answers: list[str],
+    relevant: Relevant,
+    progress: Progress | None,
+) -> Task:
+    """Samples seen by the built-in dual encoder: one site per rung drives the ladder, pooled by `relevant`,
+    and the context's embedding, or the image's own where there is no context, enters below."""
     from arr_coc.adapters import attach, embedded
-    from arr_coc.config import ArrCocConfig
 
     model, processor = embedded.load("dual")
     blocks = model.config.vision_config.num_hidden_layers
     sites = tuple(round((k + 1) * blocks / depth) - 1 for k in range(depth))
-    attached = attach(model, ArrCocConfig(sites=sites))
-    shape = Ladder(attached.body.site_widths, attached.body.context_width, 0, width, 0, 0)
-    texts = processor(text=["a garment"], return_tensors="pt", padding=True)
-    split_of = {}
+    attached = attach(model, ArrCocConfig(sites=sites, width=width, own_gain=0.5), processor)
+    texts = processor(text=answers, return_tensors="pt", padding=True)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
-        for name, (images, label) in zip(("train", "test"), _garments(seed, 4_000, 2_000), strict=True):
-            entering, driving = [], []
-            for start in range(0, len(images), 100):
-                some = [
-                    Image.fromarray((255 * i).astype(np.uint8)).convert("RGB")
-                    for i in images[start : start + 100]
-                ]
-                pixels = processor(images=some, return_tensors="pt")["pixel_values"]
-                seen = attached.perceive(pixel_values=pixels, **texts).percept
-                entering.append(torch.nn.functional.normalize(seen.context, dim=1))
-                driving.append(shape.features(seen.tokens).mean(1))
+        for split, samples in splits.items():
+            below, drive, label = [], [], []
+            for start in range(0, len(samples), 100):
+                some = [samples[i] for i in range(start, min(start + 100, len(samples)))]
+                shown = processor(images=[s["image"] for s in some], return_tensors="pt")
+                inputs = dict(shown) | dict(texts)
+                if some[0]["context"] is not None:
+                    said = processor(text=[s["context"] for s in some], return_tensors="pt", padding=True)
+                    inputs["context_ids"] = said["input_ids"]
+                    inputs["context_attention_mask"] = said["attention_mask"]
+                percept = attached.perceive(**inputs).percept
+                relevance = relevant(attached.learner, percept, some)
+                features = attached.learner.ladder.features(percept.tokens)
+                drive.append(torch.bmm(relevance.unsqueeze(1), features).squeeze(1))
+                below.append(torch.nn.functional.normalize(percept.context, dim=1))
+                label.append(torch.tensor([answers.index(s["label"]) for s in some]))
                 if progress is not None:
-                    progress(f"frozen forward ({name})", start, len(images))
-            split_of[name] = (torch.cat(entering), torch.cat(driving), label)
+                    progress(f"frozen forward ({split})", start, len(samples))
+            seen.append((torch.cat(below), torch.cat(drive), torch.cat(label)))
     finally:
         attached.detach()
-    below, drive, label = split_of["train"]
-    test_below, test_drive, test_label = split_of["test"]
-    return Task(f"tower, depth {depth}", depth, 10, below, drive, label, test_below, test_drive, test_label)
+    return Task(f"{name}, depth {depth}", depth, len(answers), *seen[0], *seen[1])
 
 
-TASKS: dict[str, Callable[..., Task]] = {"digits": digits, "fashion": fashion, "tower": tower}
+def tower(depth: int, width: int, seed: int, progress: Progress | None = None) -> Task:
+    """Fashion-MNIST through the built-in dual encoder, everything equally relevant. 4,000 garments to learn
+    from, 2,000 to test on."""
+    from PIL import Image
+
+    def picture(of: tuple[np.ndarray, int]) -> Sample:
+        image = Image.fromarray((255 * of[0]).astype(np.uint8)).convert("RGB")
+        return {"image": image, "label": items.FASHION_CLASSES[of[1]], "context": None}
+
+    splits = {
+        split: Rendered(list(zip(images, label.tolist(), strict=True)), picture)
+        for split, (images, label) in zip(("train", "test"), _garments(seed, 4_000, 2_000), strict=True)
+    }
+
+    def even(learner: Learner, percept: Percept, some: list[Sample]) -> Tensor:
+        tokens = percept.tokens[0]
+        return tokens.new_full(tokens.shape[:2], 1 / tokens.shape[1], dtype=torch.float32)
+
+    return _through_tower("tower", depth, width, splits, list(items.FASHION_CLASSES), even, progress)
+
+
+def same_different(
+    depth: int, width: int, seed: int, progress: Progress | None = None, given: bool = False
+) -> Task:
+    """The stream `same-different` through the built-in dual encoder: are the two garments whose colours are
+    said of one kind? 6,000 scenes to learn from, 1,200 to test on.
+
+    Args:
+        given: relevance is even on the true cells; otherwise it is the model's own for the two words, at half
+            its weight, so that both items are read.
+    """
+    n_train, n_test = SCENES
+    stream = streams.load("same-different", seed, n_train=n_train, n_test=n_test)
+
+    def relevant(learner: Learner, percept: Percept, some: list[Sample]) -> Tensor:
+        if not given:
+            return learner.answer(percept).relevance
+        true = torch.from_numpy(np.stack([s["mask"] for s in some])).flatten(1).float()
+        return true / true.sum(1, keepdim=True)
+
+    name = "same-different-given" if given else "same-different"
+    splits = {"train": stream.samples, "test": stream.probes[0]}
+    return _through_tower(name, depth, width, splits, stream.classes, relevant, progress)
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "digits": digits,
+    "fashion": fashion,
+    "tower": tower,
+    "same-different": same_different,
+    "same-different-given": partial(same_different, given=True),
+}
 
 
 def load(name: str, depth: int, width: int, seed: int, progress: Progress | None = None) -> Task:

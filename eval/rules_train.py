@@ -11,6 +11,7 @@ from arr_coc.eval.rules_tasks import Task
 from arr_coc.ladder import Climb, Ladder
 from arr_coc.neuromodulator import max_boltzmann
 from arr_coc.optimizer import Optimizer
+from arr_coc.readout import PrecisionReadout
 from arr_coc.rules import Rule, Teaching, Updates, make_rule
 
 RELEVANCE = torch.zeros(1, 1)  # there is nothing to be relevant here
@@ -45,15 +46,23 @@ class Network:
         entry: what teaches it.
         seed: of the weights, of the rule's own draws and of the choices under reward.
         rate: of Adam.
+        precise: read by recursive least squares, which needs no rate; it starts at zero.
     """
 
-    def __init__(self, entry: Entry, task: Task, width: int, seed: int, rate: float) -> None:
+    def __init__(
+        self, entry: Entry, task: Task, width: int, seed: int, rate: float, precise: bool = False
+    ) -> None:
         below = task.below.shape[1]
         self.entry, self.rate, self.classes = entry, rate, task.classes
         self.ladder = Ladder([width] * task.depth, below, 0, width, 0, seed, "top", "relu", 2**0.5)
         draw = torch.Generator().manual_seed(seed)
         self.readout = 0.05 * torch.randn(task.classes, self.ladder.phi_width, generator=draw)
         self.readout[:, -1] = 0.0
+        self.precise: PrecisionReadout | None = None
+        if precise:
+            self.precise = PrecisionReadout(self.ladder.phi_width)
+            self.precise.rows([str(k) for k in range(task.classes)], grow=True)
+            self.readout = self.precise.weight.float()
         options = {"seed": seed, **entry.options}
         self.rule: Rule = make_rule(entry.rule or "attention_gated", options)
         self.rule.prepare(self.ladder, task.classes)
@@ -102,15 +111,33 @@ class Network:
 
     def learn(self, below: Tensor, drive: Tensor | None, label: Tensor) -> Updates:
         """One step."""
-        found = self.updates(below, drive, label)
+        climb = self.climb(below, drive)
+        teaching = self.teaching(climb, label)
+        found = self.rule.step(self.ladder, climb, teaching)
         if self.entry.rule:
             for name, direction in found.ladder.items():
                 self.ladder.get_buffer(name).add_(self.optimizer.step(name, direction, self.rate))
             for name, direction in found.own.items():
                 self.rule.state[name] += self.optimizer.step(f"rule.{name}", direction, self.rate)
-        self.readout += self.optimizer.step("readout", found.readout, self.rate)
+        if self.precise is None:
+            self.readout += self.optimizer.step("readout", found.readout, self.rate)
+        else:
+            self._read(self.precise, climb.phi, teaching)
+            self.readout = self.precise.weight.float()
         self.steps += len(label)
         return found
+
+    def _read(self, readout: PrecisionReadout, phi: Tensor, teaching: Teaching) -> None:
+        """Recursive least squares: on the whole one-hot where it is known, else on what was chosen."""
+        if not self.entry.reward:
+            readout.learn(phi, teaching.target.argmax(1))
+            return
+        # the error of what was not shown is exactly 0; of what was, all but never
+        for one, good, row in zip(phi, teaching.target, teaching.error.abs().argmax(1), strict=True):
+            if good[row] == 1:
+                readout.learn(one.unsqueeze(0), row.unsqueeze(0))
+            else:
+                readout.learn_outcome(one, int(row), 0.0)
 
     def accuracy(self, below: Tensor, drive: Tensor | None, label: Tensor) -> float:
         right = []
@@ -161,11 +188,18 @@ class Course:
 
 @torch.no_grad()
 def train(
-    entry: Entry, task: Task, width: int, seed: int, rate: float, epochs: int, batch: int = 64
+    entry: Entry,
+    task: Task,
+    width: int,
+    seed: int,
+    rate: float,
+    epochs: int,
+    batch: int = 64,
+    readout: str = "delta",
 ) -> Course:
     """Epochs of a shuffled pass each; the same shuffles for every rule of a seed. `epochs` may be a single
     one."""
-    net = Network(entry, task, width, seed, rate)
+    net = Network(entry, task, width, seed, rate, readout == "precision")
     shuffle = torch.Generator().manual_seed(seed + 2)
     test = (task.test_below, task.test_drive, task.test_label)
     probe = torch.randperm(len(task.label), generator=torch.Generator().manual_seed(seed + 3))[:256]

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from arr_coc.eval import rules_report, rules_table, rules_tasks
 from arr_coc.eval.cli import app
-from arr_coc.eval.rules_table import BASELINE, FROZEN, Run
+from arr_coc.eval.rules_table import BASELINE, FROZEN, Regime, Run
 from arr_coc.eval.rules_train import Course, Entry, Network, train
 from arr_coc.rules import RULES
 
@@ -56,12 +56,12 @@ def test_rates_are_chosen_without_the_test_split(digits: rules_tasks.Task) -> No
 
 def test_runs_go_on_where_they_stopped_and_the_page_shows_them(digits, tmp_path, monkeypatch) -> None:
     entries = [Entry(BASELINE, "backprop"), Entry(FROZEN, "")]
-    asked = {"columns": [("digits", 2)], "epochs": {"digits": 2}, "out": tmp_path / "r.jsonl"}
+    asked = {"columns": [("digits", 2)], "regime": Regime({"digits": 2}), "out": tmp_path / "r.jsonl"}
     monkeypatch.setattr(rules_table, "RATES", (1e-3, 3e-3))
     first = rules_table.run(entries, seeds=[0], **asked)
     count = []
     true = rules_table.train
-    monkeypatch.setattr(rules_table, "train", lambda *a: count.append(a) or true(*a))
+    monkeypatch.setattr(rules_table, "train", lambda *a, **k: count.append(a) or true(*a, **k))
     both = rules_table.run(entries, seeds=[0, 1], **asked)
     assert len(count) == 2  # one per entry: neither the first seed again nor the rates
     assert [r for r in both if r.seed == 0] == first
@@ -111,6 +111,9 @@ def test_the_command_explains_and_names_what_is_possible() -> None:
         (["--tasks", "fashion"], "fashion:4"),
         (["--only", "nothing"], "possible are"),
         (["--json", "/nowhere/x.json"], "no folder"),
+        (["--quick", "--online"], "leave --tasks and --online out"),
+        (["--readout", "precision"], "add --online"),
+        (["--online", "--readout", "exact"], "delta, precision"),
     ):
         said = runner.invoke(app, ["rules", *wrong])
         assert said.exit_code == 2
@@ -120,7 +123,7 @@ def test_the_command_explains_and_names_what_is_possible() -> None:
 def test_quick_prints_tables_and_writes_json_and_a_page(tmp_path, monkeypatch) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.setattr(rules_table, "ENTRIES", rules_table.ENTRIES[:3])
-    monkeypatch.setattr(rules_table, "QUICK_EPOCHS", {"digits": 1})
+    monkeypatch.setattr(rules_table, "FEW", Regime({"digits": 1}))
     monkeypatch.chdir(tmp_path)
     said = CliRunner().invoke(app, ["rules", "--quick", "--markdown", "--json", "r.json", "--html", "r.html"])
     assert said.exit_code == 0, said.output
@@ -129,3 +132,50 @@ def test_quick_prints_tables_and_writes_json_and_a_page(tmp_path, monkeypatch) -
     told = json.loads((tmp_path / "r.json").read_text())
     assert len(told["runs"]) == 6
     assert "<svg" in (tmp_path / "r.html").read_text()
+
+
+def test_one_pass_of_single_samples_is_another_run_than_many_passes() -> None:
+    entry = Entry("r", "attention_gated", reward=True, epochs=3.5)
+    assert rules_table.PASSES.passes(entry, "fashion") == 35
+    for readout in ("delta", "precision"):
+        columns, regime = rules_table.setting("", False, True, readout)
+        assert columns == rules_table.ONLINE_COLUMNS
+        assert (regime.passes(entry, "fashion"), regime.batch, regime.readout) == (1, 1, readout)
+    keys = {
+        rules_table._key(entry, "digits", 2, 0, r)
+        for r in (Regime(), rules_table.online(), rules_table.online("precision"))
+    }
+    assert len(keys) == 3
+
+
+def test_a_precise_readout_over_random_rungs_is_ridge_regression(digits: rules_tasks.Task) -> None:
+    net = Network(Entry(FROZEN, ""), digits, 16, 0, 1e-3, precise=True)
+    some = slice(0, 300)
+    with torch.no_grad():
+        for k in range(300):
+            net.learn(digits.below[k : k + 1], None, digits.label[k : k + 1])
+        phi = net.climb(digits.below[some], None).phi.double()
+    target = torch.nn.functional.one_hot(digits.label[some], 10).double()
+    joint = torch.linalg.solve(phi.T @ phi + torch.eye(phi.shape[1], dtype=torch.float64), phi.T @ target)
+    torch.testing.assert_close(net.readout.double(), joint.T, atol=1e-6, rtol=1e-5)
+
+
+def test_a_precise_readout_learns_from_reward_what_was_chosen_alone(digits: rules_tasks.Task) -> None:
+    net = Network(Entry("r", "attention_gated", reward=True), digits, 16, 0, 1e-3, precise=True)
+    assert net.precise is not None
+    with torch.no_grad():
+        for k in range(40):
+            net.learn(digits.below[k : k + 1], None, digits.label[k : k + 1])
+    assert net.precise.class_count.sum() < 40  # whole labels: from right answers alone
+    assert len(net.precise.partial_rows) > 0
+
+
+def test_same_different_drives_two_rungs_with_what_was_asked_for(monkeypatch) -> None:
+    monkeypatch.setattr(rules_tasks, "SCENES", (60, 60))
+    own = rules_tasks.load("same-different", 2, 16, 0)
+    given = rules_tasks.load("same-different-given", 2, 16, 0)
+    assert own.drive.shape == given.drive.shape == (60, 32)
+    assert torch.equal(own.below, given.below)
+    assert torch.equal(own.label, given.label)
+    assert own.label.float().mean() == own.test_label.float().mean() == 0.5
+    assert not torch.allclose(own.drive, given.drive, atol=0.05)
