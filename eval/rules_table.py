@@ -193,7 +193,7 @@ def run(
 
         for entry in entries:
             passes = regime.passes(entry, name)
-            how = {"batch": regime.batch, "readout": regime.readout}
+            how = (regime.batch, regime.readout)
             keys = {seed: _key(entry, name, depth, seed, regime) for seed in seeds}
             rate, tried = math.nan, []
             for seed in seeds:
@@ -206,10 +206,10 @@ def run(
                 if not tried:
                     few, part = held_back(task(TUNING_SEED)), max(1, passes // 2)
                     tried = [
-                        (r, train(entry, few, WIDTH, TUNING_SEED, r, part, **how).accuracy[-1]) for r in RATES
+                        (r, train(entry, few, WIDTH, TUNING_SEED, r, part, *how).accuracy[-1]) for r in RATES
                     ]
                     rate = max(tried, key=lambda t: t[1])[0]
-                course = train(entry, task(seed), WIDTH, seed, rate, passes, **how)
+                course = train(entry, task(seed), WIDTH, seed, rate, passes, *how)
                 done.append(Run(keys[seed], entry.name, name, depth, seed, rate, tried, course))
                 append(out, asdict(done[-1]))
     return done

@@ -1,7 +1,7 @@
 """What learning rules are compared on: digits, garments, and garments and scenes of them seen through the
 built-in tower."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -84,7 +84,7 @@ def _through_tower(
     name: str,
     depth: int,
     width: int,
-    splits: dict[str, Sequence[Sample]],
+    splits: Mapping[str, Sequence[Sample]],
     answers: list[str],
     relevant: Relevant,
     progress: Progress | None,
