@@ -87,7 +87,8 @@ class ArrCocConfig:
             scores.
         explore: share of actions drawn from softmax(values); the rest are the best ones.
         explore_bonus: beta of the upper confidence bound that is best: value + beta sqrt(phi' P_s phi), P_s
-            of that answer's own statistics (Li et al., 2010, LinUCB); 0: the value itself.
+            of that answer's own statistics (Li et al., 2010, LinUCB); 0: the value itself. A delta readout
+            has no such statistics.
         pending: actions that may wait for their reward at a time.
         seed: of every random choice.
     """
@@ -132,7 +133,7 @@ class ArrCocConfig:
     trust_sharpness: float = 1.0
     value_scale: float = 10.0
     explore: float = 0.02
-    explore_bonus: float = 0.0
+    explore_bonus: float = 0.3
     pending: int = 1024
     seed: int = 0
 

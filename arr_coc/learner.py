@@ -18,6 +18,7 @@ from arr_coc.readout import PrecisionReadout
 from arr_coc.relevance import (
     ContextKey,
     OwnGain,
+    ThreeFactor,
     log_precision,
     own_correlation,
     relevance_direction,
@@ -64,6 +65,7 @@ class Learner(nn.Module):
         self.own_gain = OwnGain(context_width, config.own_gain)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
         self.optimizer = Optimizer(config.optimizer)
+        self.three_factor = ThreeFactor(config, self.context_key, self.own_gain, self.optimizer)
         self.rule = make_rule(config.rule, config.rule_options)
         self.relevance_weight: Tensor
         self.surprise_watch: Tensor
@@ -261,8 +263,15 @@ class Learner(nn.Module):
                 feedback, _ = descend(self.ladder, answer.climb, (error @ readout).to(answer.climb.phi))
             direction, rho = self._eligible(percept, answer, feedback)
             size, gate = error.norm(dim=1).to(direction), self._gate(answer)
-            self._learn_relevance(
-                percept.asked, answer.context, direction, size, rho, gate, updates.relevance
+            self.three_factor.learn(
+                self.relevance_weight,
+                percept.asked,
+                answer.context,
+                direction,
+                size,
+                rho,
+                gate,
+                updates.relevance,
             )
         if config.eta_ladder > 0:
             for name, direction in updates.ladder.items():
@@ -289,76 +298,6 @@ class Learner(nn.Module):
         if percept.own is None or not self.config.eta_own:
             return direction, None
         return direction, own_correlation(r, score, percept.own.to(score))
-
-    def _learn_relevance(
-        self,
-        asked: str,
-        context: Tensor,
-        direction: Tensor,
-        size: Tensor,
-        rho: Tensor | None,
-        gate: Tensor,
-        whole: Tensor | None = None,
-    ) -> None:
-        """One step of U and of the own gain for contexts (B, C).
-
-        Args:
-            direction: of U, for each sample, (B, F).
-            size: |delta|, (B,). rho: of the own gain, (B,). gate: the neuromodulator's, (B,).
-            whole: dU itself, (C, F), from a rule that has it; then `direction` is not used.
-        """
-        self._meet(asked, context)
-        first = rho is not None and self.config.own_first
-        open_ = self.own_gain.openness(context).to(size) if first else torch.ones_like(size)
-        if whole is None:
-            self._move_relevance(context, direction, size, gate * open_)
-        else:
-            step = self.optimizer.step("relevance", whole, self.config.eta)
-            self.relevance_weight += self._along_keys(context, step, open_)
-        if rho is not None:
-            self.own_gain.move(context, self._pre(context), self.config.eta_own * size.clamp(max=1.0) * rho)
-        self.context_key.observe(context)
-
-    def _pre(self, context: Tensor) -> Tensor:
-        """What stands for the contexts (B, C) on the update side: their keys, or they themselves."""
-        return self.context_key.key(context) if self.config.context_key else context
-
-    def _along_keys(self, context: Tensor, step: Tensor, open_: Tensor) -> Tensor:
-        """K' (o * C'^+ step): what a step does for these contexts (B, C), done along their keys; (C, F).
-
-        For one context it is o key (x) (c' step) / (c' c): under c what it was, times o, elsewhere next to
-        nothing. Without keys it is the step, times the mean of o (B,).
-        """
-        if not self.config.context_key:
-            return step * open_.mean()
-        keys = self.context_key.key(context)  # (B, C)
-        each = torch.linalg.pinv(context.to(keys).T) @ step.to(keys)  # (B, F)
-        return (keys.T @ (each * open_.to(keys).unsqueeze(1))).to(step)
-
-    def _meet(self, asked: str, context: Tensor) -> None:
-        """A text never asked before starts from the model's own relevance: U -= key (x) (c' U), g = start."""
-        if not self.config.context_reset or asked != "text":
-            return
-        for c in context:
-            if self.context_key.meet(c):
-                one = c.unsqueeze(0)
-                key = self.context_key.key(one)
-                self.relevance_weight -= key.to(c).T @ (one @ self.relevance_weight)
-                self.own_gain.reset(one, key)
-                self.context_key.observe(one)
-
-    def _move_relevance(self, context: Tensor, direction: Tensor, size: Tensor, gate: Tensor) -> None:
-        config = self.config
-        pre = self._pre(context).to(context)
-        if config.optimizer == "direction":
-            # c' key = 1: a step of 1 changes gamma by f' direction / (|direction| sqrt d), a nat for an
-            # aligned token
-            unit = torch.nn.functional.normalize(direction, dim=1) * direction.shape[1] ** 0.5
-            scaled = unit * (config.eta * size.clamp(max=1.0) * gate).unsqueeze(1)
-            self.relevance_weight += pre.T @ scaled / direction.shape[1] ** 0.5
-        else:
-            step = pre.T @ (direction * gate.unsqueeze(1)) / len(pre)
-            self.relevance_weight += self.optimizer.step("relevance", step, config.eta)
 
     def _gate(self, answer: Answer) -> Tensor:
         mean, square = self.surprise_watch.tolist()
@@ -407,7 +346,7 @@ class Learner(nn.Module):
         values = torch.nn.functional.pad(answer.values, (0, len(self.classes) - answer.values.shape[1]))
         if choice is None:
             hoped = values[:, rows.to(values.device)]
-            if self.config.explore_bonus:
+            if self.config.explore_bonus and self.config.readout == "precision":
                 spread = self.readout.variance(answer.climb.phi, rows).sqrt()
                 hoped = hoped + self.config.explore_bonus * spread.to(hoped)
             choice = max_boltzmann(hoped, self.config.explore, self.generator)
@@ -435,33 +374,44 @@ class Learner(nn.Module):
         return choice, left
 
     def reward(self, eligibility: list[Eligibility], reward: Tensor) -> Tensor:
-        """Three factors: reward prediction error x the eligibility that the action left; returns delta
-        (B,)."""
+        """Three factors: reward prediction error x the eligibility that the action left; returns delta (B,).
+
+        Raises:
+            FloatingPointError: if an update would not be finite; then nothing has changed.
+        """
+        config = self.config
         predicted = torch.tensor([e.predicted for e in eligibility], dtype=torch.float64)
         delta = reward_prediction_error(reward.to(predicted), predicted)
-        for trace, r, d in zip(eligibility, reward.tolist(), delta.tolist(), strict=True):
+        if not (torch.isfinite(delta).all() and all(e.finite() for e in eligibility)):
+            raise FloatingPointError(
+                "a reward or what its action left behind is not finite; nothing was changed"
+            )
+        for trace, d in zip(eligibility, delta.tolist(), strict=True):
             if self._learns_relevance(trace.asked):
                 size = trace.context.new_tensor([abs(d)])
-                self._learn_relevance(
+                rho = None if trace.own is None else math.copysign(trace.own, d * trace.own)
+                self.three_factor.learn(
+                    self.relevance_weight,
                     trace.asked,
                     trace.context.unsqueeze(0),
                     d * trace.direction.unsqueeze(0),
                     size,
-                    None if trace.own is None else size.new_tensor([math.copysign(trace.own, d * trace.own)]),
+                    None if rho is None else size.new_tensor([rho]),
                     torch.ones_like(size),
                 )
-            self.readout.meet(torch.tensor([trace.row]), torch.tensor([int(self.step) + 1]))
             self._reward_ladder(trace, d)
-            self.scenes.learn(trace.scene.unsqueeze(0))
-            if self.config.readout == "delta":
+        rows = torch.tensor([e.row for e in eligibility])
+        phi = torch.stack([e.phi for e in eligibility])
+        self.readout.meet(rows, torch.arange(1, len(rows) + 1) + int(self.step))
+        if config.readout == "precision":
+            self.readout.learn_outcomes(phi, rows, reward)
+            self.scenes.learn(torch.stack([e.scene for e in eligibility]))
+        else:
+            for one, row, d in zip(phi, rows.tolist(), delta.tolist(), strict=True):
                 step = torch.zeros_like(self.readout.weight)
-                step[trace.row] = d * trace.phi.to(step)
-                self.readout.weight += self.optimizer.step("readout", step, self.config.eta_readout)
-            elif r == 1:  # a right answer reveals the whole one-hot
-                self.readout.learn(trace.phi.unsqueeze(0), torch.tensor([trace.row]))
-            else:
-                self.readout.learn_outcome(trace.phi, trace.row, r)
-            self.step += 1
+                step[row] = d * one.to(step)
+                self.readout.weight += self.optimizer.step("readout", step, config.eta_readout)
+        self.step += len(rows)
         return delta
 
     def _reward_ladder(self, trace: Eligibility, delta: float) -> None:

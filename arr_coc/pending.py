@@ -1,8 +1,10 @@
 """Actions that wait for their reward: a bounded set of eligibilities."""
 
 import difflib
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -33,6 +35,12 @@ class Eligibility:
     predicted: float
     asked: str
     own: float | None
+
+    def finite(self) -> bool:
+        """Whether nothing in it is NaN or infinite."""
+        tensors = (self.phi, self.scene, self.context, self.direction, self.gates, self.states)
+        numbers = math.isfinite(self.predicted) and math.isfinite(self.own or 0.0)
+        return numbers and all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
 class Pending:

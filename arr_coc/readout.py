@@ -124,9 +124,22 @@ class PrecisionReadout(nn.Module):
         self.class_count += target.sum(0)
         return target
 
-    def learn_outcome(self, phi: Tensor, row: int, outcome: float) -> None:
-        """Count in that class `row` was worth `outcome` for phi (D,), and nothing about the others."""
-        p = phi.to(self.weight).unsqueeze(0)
+    def learn_outcomes(self, phi: Tensor, rows: Tensor, outcomes: Tensor) -> None:
+        """Count in what single answers were worth: `outcomes` (B,) for the classes `rows` (B,) at phi (B, D).
+
+        An outcome of 1 says that all other classes were worth 0; any other says nothing about them.
+        """
+        p, worth = phi.to(self.weight), outcomes.to(self.weight)
+        rows = rows.to(self.weight.device)
+        right = worth == 1
+        if right.any():
+            self.learn(p[right], rows[right])
+        for row in rows[~right].unique().tolist():
+            some = (rows == row) & ~right
+            self._learn_alone(row, p[some], worth[some])
+
+    def _learn_alone(self, row: int, p: Tensor, target: Tensor) -> None:
+        """Count (B, D) in for one row, which has statistics of its own from now on."""
         self.familiarity.watch(p)
         place = {int(r): k for k, r in enumerate(self.partial_rows)}
         if row not in place:
@@ -136,8 +149,8 @@ class PrecisionReadout(nn.Module):
             self.partial_precision = torch.cat([self.partial_precision, shared])
             place[row] = len(place)
         self.partial[place[row]].addmm_(p.T, p)
-        self.cross[row] += outcome * p[0]
-        self._learn_row(row, place[row], p, p.new_tensor([outcome]), p.new_ones(1))
+        self.cross[row] += target @ p
+        self._learn_row(row, place[row], p, target, torch.ones_like(target))
 
     def _learn_row(self, row: int, place: int, p: Tensor, target: Tensor, w: Tensor) -> None:
         error = target - p @ self.weight[row]

@@ -9,7 +9,7 @@ from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods_features as features
 from arr_coc.eval.methods_features import Method
 from arr_coc.eval.methods_lora import Lora, LoraWords
-from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded
+from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded, Sparse
 from arr_coc.eval.percepts_words import WordStore
 
 
@@ -43,7 +43,7 @@ class Spec:
     Args:
         make: a fresh method.
         about: what it is, for a table's legend.
-        role: "method", "control", "bound" or "ablation" (run only when it is asked for).
+        role: "method", "control", "bound", or "reward" or "ablation" (run only when they are asked for).
         tower: whose percepts it reads: "model" or "random".
         grid: settings to choose from on another seed; empty where there is nothing to tune.
         needs: "contexts" or "mask" where a stream without them has no such row.
@@ -175,6 +175,11 @@ METHODS: dict[str, Spec] = {
     "reward-late": Spec(
         lambda s: Rewarded(s.store, replace(s.config, seed=s.seed), 50, s.seed),
         "the same, the reward 1 to 50 samples late",
+        role="reward",
+    ),
+    "labels-quarter": Spec(
+        lambda s: Sparse(s.store, replace(s.config, seed=s.seed)),
+        "arr-coc with a label for every fourth sample alone",
         role="reward",
     ),
     "lora": Spec(

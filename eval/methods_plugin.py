@@ -49,6 +49,22 @@ class Plugin(Method):
         return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
+class Sparse(Plugin):
+    """The plugin with a label for every fourth sample, and nothing for the others."""
+
+    every = 4
+
+    def __init__(self, store: Store, config: ArrCocConfig) -> None:
+        super().__init__(store, config)
+        self._store, self._seen = store, 0
+
+    def observe(self, batch: Batch) -> None:
+        told = (torch.arange(len(batch.labels)) + self._seen) % self.every == 0
+        self._seen += len(batch.labels)
+        if told.any():
+            super().observe(self._store.batch(batch.rows[told]))
+
+
 class Rewarded(Plugin):
     """The plugin from reward alone: it answers, and is told whether that was right (1) or not (0).
 

@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestCentroid
 import fakes
 from arr_coc.eval import exam, methods
 from arr_coc.eval import methods_features as features
-from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded
+from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded, Sparse
 from fakes import CLASSES, CONFIG, every, fake_store, feed
 
 # -- closed forms --------------------------------------------------------------------------------------------
@@ -245,6 +245,17 @@ def test_late_rewards_are_paid_once_each_and_none_is_lost() -> None:
     assert sum(n for _, n in paid) == 60
     assert late._waiting == []
     assert int(late.learner.step) == 60
+
+
+def test_a_label_for_every_fourth_sample_is_the_plugin_on_those_alone() -> None:
+    store = fake_store()
+    sparse, plain = Sparse(store, CONFIG), Plugin(store, CONFIG)
+    feed(sparse, store, list(range(60)), 5)
+    told = [list(range(0, 5, 4)), [8], [12], [16], [20, 24], [28], [32], [36], [40, 44], [48], [52], [56]]
+    for rows in told:
+        plain.observe(store.batch(torch.tensor(rows)))
+    assert torch.equal(sparse.learner.readout.weight, plain.learner.readout.weight)
+    assert int(sparse.learner.step) == 15
 
 
 def test_an_unknown_method_names_the_nearest() -> None:

@@ -143,7 +143,7 @@ def test_a_new_text_starts_with_the_gain_of_the_config() -> None:
         percept = Percept((torch.randn(1, 6, 5),), torch.ones(1, 6), one, own=torch.randn(1, 6))
         learner.learn(percept, ["ab"[i % 2]])
     assert abs(float(learner.own_gain(two)) - 0.8) > 0.01
-    learner._meet("text", two)
+    learner.three_factor.meet(learner.relevance_weight, "text", two)
     assert float(learner.own_gain(two)) == pytest.approx(0.8)
 
 

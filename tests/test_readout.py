@@ -71,21 +71,16 @@ def test_a_row_rewarded_alone_is_the_ridge_of_its_own_samples() -> None:
     phi, _, _ = data(40)
     readout = PrecisionReadout(7, 0.5)
     a, b = readout.rows(["a", "b"], grow=True).tolist()
-    seen, outcome = [], []
-    for i in range(40):
-        if i % 3 == 0:
-            readout.learn(phi[i : i + 1], torch.tensor([b]))
-            seen.append(i)
-            outcome.append(0.0)
-        elif i % 3 == 1:
-            readout.learn_outcome(phi[i], a, 0.25)
-            seen.append(i)
-            outcome.append(0.25)
-        else:
-            readout.learn_outcome(phi[i], b, 0.0)
-    x, y = phi[seen], torch.tensor(outcome, dtype=torch.float64)
-    expected = torch.linalg.solve(x.T @ x + 0.5 * torch.eye(7, dtype=torch.float64), x.T @ y)
-    torch.testing.assert_close(readout.weight[a], expected, **EXACT)
+    rows = torch.tensor([b, a, b] * 14)[:40]
+    worth = torch.tensor([1.0, 0.25, 0.0] * 14, dtype=torch.float64)[:40]  # b was right every third time
+    for start in range(0, 40, 7):  # in groups: what was right and what was not, mixed
+        some = slice(start, start + 7)
+        readout.learn_outcomes(phi[some], rows[some], worth[some])
+    for row in (a, b):
+        mine = (rows == row) | (worth == 1)  # a right answer says what the others are worth: nothing
+        x, y = phi[mine], torch.where(rows[mine] == row, worth[mine], 0.0)
+        expected = torch.linalg.solve(x.T @ x + 0.5 * torch.eye(7, dtype=torch.float64), x.T @ y)
+        torch.testing.assert_close(readout.weight[row], expected, **EXACT)
 
 
 def trust_in(readout: PrecisionReadout, phi: torch.Tensor) -> torch.Tensor:

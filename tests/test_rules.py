@@ -71,6 +71,27 @@ def test_a_late_reward_moves_the_ladder_as_the_gradient_asked_when_the_choice_wa
     assert torch.equal(learner.readout.weight[others], before_readout[others])
 
 
+@pytest.mark.parametrize("readout", ["delta", "precision"])
+def test_a_reward_that_would_leave_nan_behind_is_an_error_before_anything_changes(readout: str) -> None:
+    from dataclasses import replace
+
+    from arr_coc import state
+
+    learner = Learner(ArrCocConfig(**{**LEARNS, "readout": readout}), [6, 6], 5)
+    seen, _ = percepts(2)
+    _, left = learner.act(seen, ["0", "1"])
+    before = {n: t.clone() for n, t in state.tensors(learner).items()}
+    for name in ("direction", "phi", "gates"):
+        broken = replace(left[1], **{name: getattr(left[1], name) * float("inf")})
+        with pytest.raises(FloatingPointError, match="nothing was changed"):
+            learner.reward([left[0], broken], torch.tensor([1.0, 0.0]))
+    with pytest.raises(FloatingPointError):
+        learner.reward(left, torch.tensor([1.0, float("nan")]))
+    after = state.tensors(learner)
+    assert all(torch.equal(t, after[n]) for n, t in before.items())
+    learner.reward(left, torch.tensor([1.0, 0.0]))
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_learns_is_saved_and_goes_on_the_same(name: str, tmp_path) -> None:
     """Any rule by one word in the config: batch 1, classes in turn, restored half way; bit-identical."""

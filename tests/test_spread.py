@@ -74,7 +74,7 @@ def test_a_new_text_starts_from_the_models_own_relevance() -> None:
         learner.learn(seen(known), [label])
     learned, carried = known @ learner.relevance_weight, novel @ learner.relevance_weight
     assert carried.norm() > 0.5 * learned.norm()
-    learner._meet("text", novel)
+    learner.three_factor.meet(learner.relevance_weight, "text", novel)
     torch.testing.assert_close(learner.answer(seen(novel)).relevance, own.softmax(1))
     # Q^-1 = rho I + 41 c c' (the text was counted when it was met, too), so c' Q n / (n' Q n) in closed form:
     overlap, n = float(known @ novel.T), 41

@@ -6,11 +6,13 @@ from arr_coc.relevance.learn import ContextKey, relevance_direction, token_feedb
 from arr_coc.relevance.score import log_precision
 from arr_coc.relevance.settle import Settled, energy, settle
 from arr_coc.relevance.spread import gather, spread
+from arr_coc.relevance.three_factor import ThreeFactor
 
 __all__ = [
     "ContextKey",
     "OwnGain",
     "Settled",
+    "ThreeFactor",
     "energy",
     "gather",
     "log_precision",
