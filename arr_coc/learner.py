@@ -26,8 +26,7 @@ from arr_coc.relevance import (
     spread,
     token_feedback,
 )
-from arr_coc.rules import Teaching, make_rule
-from arr_coc.rules.attention_gated import descend
+from arr_coc.rules import Teaching, Updates, make_rule
 
 
 class Learner(nn.Module):
@@ -260,7 +259,7 @@ class Learner(nn.Module):
         if learns_relevance:
             feedback = updates.drive_feedback
             if feedback is None:  # the own gain is learned from feedback, whatever rule moves U
-                feedback, _ = descend(self.ladder, answer.climb, (error @ readout).to(answer.climb.phi))
+                feedback, _ = self.rule.attend(self.ladder, answer.climb, error, readout, int(self.step))
             direction, rho = self._eligible(percept, answer, feedback)
             size, gate = error.norm(dim=1).to(direction), self._gate(answer)
             self.three_factor.learn(
@@ -273,14 +272,7 @@ class Learner(nn.Module):
                 gate,
                 updates.relevance,
             )
-        if config.eta_ladder > 0:
-            for name, direction in updates.ladder.items():
-                self.ladder.get_buffer(name).add_(self.optimizer.step(name, direction, config.eta_ladder))
-            for name, direction in updates.own.items():
-                self.rule.state[name] += self.optimizer.step(f"rule.{name}", direction, config.eta_ladder)
-        if config.readout == "delta":
-            step = self.optimizer.step("readout", updates.readout, config.eta_readout)
-            self.readout.weight += step.to(self.readout.weight)
+        self._move(updates)
 
     def _rivals(self, batch: int) -> Tensor:
         """The classes that take part in the error: met in the last `error_window` samples, this batch's too,
@@ -352,8 +344,10 @@ class Learner(nn.Module):
             choice = max_boltzmann(hoped, self.config.explore, self.generator)
         chosen = rows.to(choice.device)[choice]
         # attentional feedback from the chosen answer alone, whatever rule trains the ladder
-        top = self.readout.weight.to(answer.climb.phi)[chosen]
-        feedback, gates = descend(self.ladder, answer.climb, top)
+        self.rule.prepare(self.ladder, len(self.classes))
+        alone = torch.nn.functional.one_hot(chosen, len(self.classes)).to(answer.climb.phi)
+        readout = self.readout.weight.to(alone)
+        feedback, gates = self.rule.attend(self.ladder, answer.climb, alone, readout, int(self.step))
         direction, rho = self._eligible(percept, answer, feedback)
         predicted = values.gather(1, chosen.unsqueeze(1)).squeeze(1)
         left = [
@@ -401,27 +395,37 @@ class Learner(nn.Module):
                 )
             self._reward_ladder(trace, d)
         rows = torch.tensor([e.row for e in eligibility])
-        phi = torch.stack([e.phi for e in eligibility])
         self.readout.meet(rows, torch.arange(1, len(rows) + 1) + int(self.step))
         if config.readout == "precision":
-            self.readout.learn_outcomes(phi, rows, reward)
+            self.readout.learn_outcomes(torch.stack([e.phi for e in eligibility]), rows, reward)
             self.scenes.learn(torch.stack([e.scene for e in eligibility]))
-        else:
-            for one, row, d in zip(phi, rows.tolist(), delta.tolist(), strict=True):
-                step = torch.zeros_like(self.readout.weight)
-                step[row] = d * one.to(step)
-                self.readout.weight += self.optimizer.step("readout", step, config.eta_readout)
         self.step += len(rows)
         return delta
 
     def _reward_ladder(self, trace: Eligibility, delta: float) -> None:
-        """Delta W_l = + delta g_l z_{l-1}' for what the action left behind, however late its reward came."""
-        if not self.config.eta_ladder:
+        """Delta W_l = + delta g_l z_{l-1}', and under "delta" Delta R_s = + delta phi', for what the action
+        left behind, however late its reward came."""
+        config = self.config
+        if not config.eta_ladder and config.readout != "delta":
             return
+        moves: dict[str, Tensor] = {}
         below = [trace.context.to(trace.states), *trace.states[:-1]]
         for level, (gate, z) in enumerate(zip(trace.gates, below, strict=True)):
-            post = delta * gate
-            for name, direction in ((f"weight_{level}", torch.outer(post, z)), (f"bias_{level}", post)):
-                self.ladder.get_buffer(name).add_(
-                    self.optimizer.step(name, direction, self.config.eta_ladder)
-                )
+            moves[f"weight_{level}"] = torch.outer(delta * gate, z)
+            moves[f"bias_{level}"] = delta * gate
+        step = torch.zeros_like(self.readout.weight)
+        step[trace.row] = delta * trace.phi.to(step)
+        self.rule.prepare(self.ladder, len(self.classes))
+        self._move(self.rule.accompany(self.ladder, Updates(moves, step), self.readout.weight))
+
+    def _move(self, updates: Updates) -> None:
+        """Take a step along the updates of W and b, of what the rule keeps, and of a delta readout."""
+        config = self.config
+        if config.eta_ladder > 0:
+            for name, direction in updates.ladder.items():
+                self.ladder.get_buffer(name).add_(self.optimizer.step(name, direction, config.eta_ladder))
+            for name, direction in updates.own.items():
+                self.rule.state[name] += self.optimizer.step(f"rule.{name}", direction, config.eta_ladder)
+        if config.readout == "delta":
+            step = self.optimizer.step("readout", updates.readout, config.eta_readout)
+            self.readout.weight += step.to(self.readout.weight)

@@ -170,7 +170,10 @@ class Audit:
             ladder.activation = Activation(counted, true.slope)
 
             def forward(copies: dict[str, Tensor]) -> Tensor:
-                return ladder.climb(case.drive, case.below, None, copies).phi @ copies["readout"].T
+                before = count[0]
+                values = ladder.climb(case.drive, case.below, None, copies).phi @ copies["readout"].T
+                count[0] = before  # a pass with other weights is a trial: no state relaxes in it
+                return values
 
             rule.step(ladder, climb, replace(case.teaching(climb), forward=forward))
         return count[0]

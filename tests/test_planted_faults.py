@@ -13,15 +13,15 @@ ROOT = Path(__file__).parents[1]
 # (file of arr_coc/, what stands there, what is put in its place, the test that must fail)
 FAULTS = {
     "the slope is dropped": (
-        "rules/attention_gated.py",
+        "rules/protocol.py",
         "g = (at_z[level] + from_above) * ladder.activation.slope(climb.pre_activations[level])",
         "g = at_z[level] + from_above",
         "test_rules.py::test_feedback_from_every_answer_is_the_gradient",
     ),
     "the wrong transpose on the way down": (
-        "rules/attention_gated.py",
-        "from_above = g @ ladder.weight(level)",
-        "from_above = g @ ladder.weight(level).T if level else 0.0",
+        "rules/protocol.py",
+        "from_above = g @ (ladder.weight(level) if back is None else back(level))",
+        "from_above = g @ (ladder.weight(level).T if back is None else back(level))",
         "test_rules.py::test_feedback_from_every_answer_is_the_gradient",
     ),
     "a sum where a mean is meant": (
@@ -32,20 +32,20 @@ FAULTS = {
     ),
     "the state of the rung itself for that of the one below": (
         "rules/attention_gated.py",
-        "below = [climb.below, *climb.states[:-1]]",
-        "below = [climb.below, *climb.states[1:]]",
+        "moves = outer(ladder, gated, [climb.below, *climb.states[:-1]])",
+        "moves = outer(ladder, gated, [climb.below, *climb.states[1:]])",
         "test_rules.py::test_feedback_from_every_answer_is_the_gradient",
     ),
     "the reward moves away from the chosen answer": (
         "learner.py",
-        "            post = delta * gate\n",
-        "            post = -delta * gate\n",
+        "torch.outer(delta * gate, z)",
+        "torch.outer(-delta * gate, z)",
         "test_rules.py::test_a_late_reward_moves_the_ladder_as_the_gradient_asked_when_the_choice_was_made",
     ),
     "a late reward teaches the best answer, not the chosen one": (
         "learner.py",
-        "        top = self.readout.weight.to(answer.climb.phi)[chosen]\n",
-        "        top = self.readout.weight.to(answer.climb.phi)[(chosen + 1) % len(self.classes)]\n",
+        "one_hot(chosen, len(self.classes)).to(answer.climb.phi)",
+        "one_hot((chosen + 1) % len(self.classes), len(self.classes)).to(answer.climb.phi)",
         "test_rules.py::test_a_late_reward_moves_the_ladder_as_the_gradient_asked_when_the_choice_was_made",
     ),
     "a target's difference is not taken": (
@@ -62,9 +62,9 @@ FAULTS = {
     ),
     "no slope on a feedback of its own": (
         "rules/feedback_alignment.py",
-        "post.insert(0, told * slopes[level])",
-        "post.insert(0, told)",
-        "test_feedback_alignment.py::test_errors_come_down_by_the_feedback_weights_and_the_slope",
+        'error @ self.state[f"direct_{level}"].to(error) * ladder.activation.slope(a)',
+        'error @ self.state[f"direct_{level}"].to(error)',
+        "test_feedback_alignment.py::test_direct_feedback_reaches_every_rung_by_its_own_matrix",
     ),
     "prediction errors without the slope": (
         "rules/predictive_coding.py",

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from arr_coc import ArrCocConfig, Learner, Percept
+from arr_coc.eval.rules_audit import audit
 from arr_coc.rules import RULES, make_rule
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
@@ -23,6 +24,54 @@ def test_feedback_from_every_answer_is_the_gradient(reads: str, activation: str,
         torch.testing.assert_close(updates.ladder[name], expected, **EXACT)
     torch.testing.assert_close(updates.readout, readout, **EXACT)
     torch.testing.assert_close(updates.drive_feedback, drives, **EXACT)
+
+
+@pytest.mark.parametrize("reads", ["all", "top"])
+def test_learned_feedback_comes_down_by_weights_of_its_own_that_follow_the_others(reads: str) -> None:
+    """The way down is B: with R and W in the place of B the update is the gradient, and B gets the same
+    product as what it stands for (RULES.md 1, Kolen-Pollack)."""
+    net = ladders.make(depth=3, reads=reads)
+    rule = make_rule("attention_gated", {"feedback": "learned", "decay": 0.01, "feedback_start": 1.0})
+    rule.prepare(net.ladder, 4)
+    drawn = {n: t.clone() for n, t in rule.state.items()}
+    tied = make_rule("attention_gated", {})
+    with torch.no_grad():
+        other = rule.step(net.ladder, net.climb, net.teaching())
+        true = tied.step(net.ladder, net.climb, net.teaching())
+        assert not torch.allclose(other.ladder["weight_0"], true.ladder["weight_0"], atol=1e-3)
+        if reads == "top":  # the expansion of the others has a way down by forward weights alone
+            forward = {"readout": net.readout} | {str(k): net.ladder.weight(k) for k in (1, 2)}
+            rule.state = {f"feedback_{n}": w.clone() for n, w in forward.items()}
+            same = rule.step(net.ladder, net.climb, net.teaching())
+            torch.testing.assert_close(same.drive_feedback, true.drive_feedback, **EXACT)
+            for name, product in true.ladder.items():
+                decay = 0.01 * net.ladder.get_buffer(name) if name in ("weight_1", "weight_2") else 0.0
+                torch.testing.assert_close(same.ladder[name], product - decay, **EXACT)
+    for k in (1, 2):  # what W and B get differs by the decay of their difference alone
+        apart = other.own[f"feedback_{k}"] - other.ladder[f"weight_{k}"]
+        gap = net.ladder.weight(k) - drawn[f"feedback_{k}"]
+        torch.testing.assert_close(apart, 0.01 * gap, **EXACT)
+    apart = other.own["feedback_readout"] - other.readout
+    torch.testing.assert_close(apart, 0.01 * (net.readout - drawn["feedback_readout"]), **EXACT)
+    assert [f for f in audit(lambda: make_rule("attention_gated", {"feedback": "learned"})) if f.lie] == []
+
+
+def test_learned_feedback_follows_what_a_late_reward_teaches() -> None:
+    options = {"feedback": "learned", "decay": 0.0, "feedback_start": 1.0}
+    learner = Learner(ArrCocConfig(**LEARNS, eta_readout=0.1, rule_options=options), [6, 6], 5)
+    seen, _ = percepts(1)
+    for _ in range(3):
+        _, left = learner.act(seen, ["0", "1", "2"])
+        weight, readout = learner.ladder.weight(1).clone(), learner.readout.weight.clone()
+        back = {n: t.clone() for n, t in learner.rule.state.items()}
+        learner.reward(left, torch.tensor([1.0]))
+        moved = learner.ladder.weight(1) - weight
+        torch.testing.assert_close(learner.rule.state["feedback_1"] - back["feedback_1"], moved)
+        step = (learner.readout.weight - readout).float()
+        followed = learner.rule.state["feedback_readout"] - back["feedback_readout"]
+        torch.testing.assert_close(followed, step, rtol=1e-4, atol=1e-6)
+        assert step.abs().max() > 0
+    assert moved.abs().max() > 0
 
 
 def percepts(count: int, seed: int = 0) -> tuple[Percept, list[str]]:

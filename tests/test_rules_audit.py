@@ -166,3 +166,7 @@ def test_a_one_way_weight_is_itself_upward_and_another_downward() -> None:
     assert torch.equal(above @ (2 * one.sign()), above @ (2 * other.sign()))
     assert torch.equal(torch.addmm(torch.zeros(2, 3), below, one.t()), below @ w.T)
     assert one.shape == (3, 4)
+
+
+def test_more_trials_of_mezo_are_no_settling() -> None:
+    assert [f for f in audit(lambda: make_rule("mezo", {"samples": 5})) if f.lie] == []

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from arr_coc.ladder import Climb, Ladder
-from arr_coc.rules.protocol import Ledger, Rule, Teaching, Updates, outer, to_drives
+from arr_coc.rules.kolen_pollack import READOUT, shapes, together
+from arr_coc.rules.protocol import Ledger, Rule, Teaching, Updates, descend, outer, to_drives
 
 DIRECT, SIGNS = ("dfa", "sdfa", "drtp"), ("usf", "brsf", "frsf")
 MODES = ("fa", *DIRECT, *SIGNS, "kp")
@@ -32,7 +33,7 @@ class FeedbackAlignment(Rule):
             are Adam's: their size does not wait until feedback fits.
     """
 
-    per_class = ("feedback_readout", *(f"direct_{level}" for level in range(64)))
+    per_class = (READOUT, *(f"direct_{level}" for level in range(64)))
 
     def __init__(
         self, mode: str = "fa", decay: float = 3e-3, feedback_start: float = 1.0, seed: int = 0
@@ -58,10 +59,10 @@ class FeedbackAlignment(Rule):
     def shapes(self, ladder: Ladder, classes: int) -> dict[str, tuple[int, ...]]:
         if self.mode in ("usf", "brsf"):
             return {}
-        kept: dict[str, tuple[int, ...]] = {"feedback_readout": (classes, ladder.phi_width)}
-        if self.mode in DIRECT:
-            return kept | {f"direct_{level}": (classes, ladder.width) for level in range(ladder.depth)}
-        return kept | {f"feedback_{level}": (ladder.width, ladder.width) for level in range(1, ladder.depth)}
+        if self.mode not in DIRECT:
+            return shapes(ladder, classes)
+        kept: dict[str, tuple[int, ...]] = {READOUT: (classes, ladder.phi_width)}
+        return kept | {f"direct_{level}": (classes, ladder.width) for level in range(ladder.depth)}
 
     def start(self, name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=draw) * (self.feedback_start / shape[-1] ** 0.5)
@@ -78,36 +79,33 @@ class FeedbackAlignment(Rule):
         drawn = torch.randn(forward.shape, generator=self.draw(name, step), dtype=forward.dtype)
         return drawn.to(forward.device).abs() * size * forward.sign()
 
+    def attend(
+        self, ladder: Ladder, climb: Climb, error: Tensor, readout: Tensor, step: int = 0
+    ) -> tuple[Tensor, list[Tensor]]:
+        error = error.to(climb.phi)
+        at_phi = error @ self._back(READOUT, readout.to(climb.phi), step)
+        if self.mode not in DIRECT:
+            # the expansion's weights are forward weights, and no way down
+            return descend(
+                ladder, climb, at_phi, lambda k: self._back(f"feedback_{k}", ladder.weight(k), step), False
+            )
+        _, _, at_hidden = ladder.split(at_phi)
+        at_hidden.zero_()  # a part of at_phi
+        post = [
+            error @ self.state[f"direct_{level}"].to(error) * ladder.activation.slope(a)
+            for level, a in enumerate(climb.pre_activations)
+        ]
+        return to_drives(ladder, climb, at_phi, post), post
+
+    def accompany(self, ladder: Ladder, updates: Updates, readout: Tensor) -> Updates:
+        if self.mode != "kp":
+            return updates
+        return together(self.state, ladder, updates, readout, self.decay)
+
     def step(self, ladder: Ladder, climb: Climb, teaching: Teaching) -> Updates:
         error = teaching.error.to(climb.phi)
-        slopes = [ladder.activation.slope(a) for a in climb.pre_activations]
         taught = {"sdfa": error.sign(), "drtp": teaching.target.to(error)}.get(self.mode, error)
-        at_phi = taught @ self._back("feedback_readout", teaching.readout.to(climb.phi), teaching.step)
-        _, at_z, at_hidden = ladder.split(at_phi)
-        at_hidden.zero_()  # a part of at_phi: the expansion's weights are forward weights, and no way down
-        post: list[Tensor] = []
-        for level in reversed(range(ladder.depth)):
-            if self.mode in DIRECT:
-                told = taught @ self.state[f"direct_{level}"].to(error)
-            elif post:
-                above = level + 1
-                back = self._back(f"feedback_{above}", ladder.weight(above), teaching.step)
-                told = at_z[level] + post[0] @ back
-            else:
-                told = at_z[level]
-            post.insert(0, told * slopes[level])
-        updates = outer(ladder, post, [climb.below, *climb.states[:-1]])
-        readout = error.T @ climb.phi / len(error)
-        own: dict[str, Tensor] = {}
-        if self.mode == "kp":
-            for name, forward in [("readout", teaching.readout.to(readout))] + [
-                (str(level), ladder.weight(level)) for level in range(1, ladder.depth)
-            ]:
-                back, learned = self.state[f"feedback_{name}"], f"weight_{name}"
-                product = readout if name == "readout" else updates[learned]
-                own[f"feedback_{name}"] = product - self.decay * back.to(product)
-                if name == "readout":
-                    readout = product - self.decay * forward
-                else:
-                    updates[learned] = product - self.decay * forward
-        return Updates(updates, readout, to_drives(ladder, climb, at_phi, post), own=own)
+        drives, post = self.attend(ladder, climb, taught, teaching.readout, teaching.step)
+        moves = outer(ladder, post, [climb.below, *climb.states[:-1]])
+        updates = Updates(moves, error.T @ climb.phi / len(error), drives)
+        return self.accompany(ladder, updates, teaching.readout)

@@ -73,7 +73,10 @@ class Updates:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a rule needs to know that a synapse does not have at hand.
+    """What a rule needs to know that a synapse does not have at hand, in a ladder that is read at its top.
+
+    (Where `reads="all"`, the readout is a synapse away from every rung, and what an answer feeds back reaches
+    each of them straight, by the readout's own weights.)
 
     Args:
         weight_transport: the forward weights of other synapses, on the way down.
@@ -160,6 +163,18 @@ class Rule:
         """The updates that this climb and its teaching signal ask for."""
         raise NotImplementedError
 
+    def attend(
+        self, ladder: Ladder, climb: Climb, error: Tensor, readout: Tensor, step: int = 0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What answers weighted by `error` (B, C) feed back to the drives (B, L * width) and, gated, to each
+        rung (B, width): down R and W, unless the rule has a way down of its own."""
+        return descend(ladder, climb, (error @ readout).to(climb.phi))
+
+    def accompany(self, ladder: Ladder, updates: Updates, readout: Tensor) -> Updates:
+        """The same updates with those of the rule's own tensors that go with them, for an update of W and R
+        (C, D) that was worked out elsewhere, as for a late reward."""
+        return updates
+
 
 def outer(ladder: Ladder, post: list[Tensor], below: list[Tensor]) -> dict[str, Tensor]:
     """Delta W_l = post_l' z_{l-1} / B and Delta b_l = mean post_l, by the names of `Ladder.weights()`.
@@ -172,6 +187,34 @@ def outer(ladder: Ladder, post: list[Tensor], below: list[Tensor]) -> dict[str, 
         updates[f"weight_{level}"] = p.T @ z / len(z)
         updates[f"bias_{level}"] = p.mean(0)
     return updates
+
+
+def descend(
+    ladder: Ladder,
+    climb: Climb,
+    at_phi: Tensor,
+    back: Callable[[int], Tensor] | None = None,
+    expands: bool = True,
+) -> tuple[Tensor, list[Tensor]]:
+    """Feedback at phi (B, D) brought down to the drives (B, L * width) and, gated, to each rung (B, width).
+
+    g_l = (what reaches z_l from phi + g_{l+1} B_{l+1}) * f'(a_l).
+
+    Args:
+        back: B_l by l, as W_l (width, width); None: W_l itself.
+        expands: whether it also comes down the fixed weights of the expansion.
+    """
+    _, at_z, at_hidden = ladder.split(at_phi)
+    if not expands:
+        at_hidden.zero_()  # a part of at_phi
+    gated: list[Tensor] = []
+    from_above: Tensor | float = 0.0
+    for level in reversed(range(ladder.depth)):
+        g = (at_z[level] + from_above) * ladder.activation.slope(climb.pre_activations[level])
+        gated.insert(0, g)
+        if level:
+            from_above = g @ (ladder.weight(level) if back is None else back(level))
+    return to_drives(ladder, climb, at_phi, gated), gated
 
 
 def to_drives(ladder: Ladder, climb: Climb, at_phi: Tensor, post: list[Tensor]) -> Tensor:
