@@ -125,7 +125,7 @@ class Ladder(nn.Module):
         below = z = context.to(drive.dtype)
         pre, states = [], []
         for level, x in enumerate(drives):
-            a = z @ own[f"weight_{level}"].T + x + own[f"bias_{level}"]
+            a = torch.nn.functional.linear(z, own[f"weight_{level}"], own[f"bias_{level}"]) + x
             z = self.activation.f(a)
             pre.append(a)
             states.append(z)

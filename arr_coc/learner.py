@@ -423,9 +423,8 @@ class Learner(nn.Module):
         config = self.config
         if config.eta_ladder > 0:
             for name, direction in updates.ladder.items():
-                self.ladder.get_buffer(name).add_(self.optimizer.step(name, direction, config.eta_ladder))
+                self.optimizer.move(name, self.ladder.get_buffer(name), direction, config.eta_ladder)
             for name, direction in updates.own.items():
-                self.rule.state[name] += self.optimizer.step(f"rule.{name}", direction, config.eta_ladder)
+                self.optimizer.move(f"rule.{name}", self.rule.state[name], direction, config.eta_ladder)
         if config.readout == "delta":
-            step = self.optimizer.step("readout", updates.readout, config.eta_readout)
-            self.readout.weight += step.to(self.readout.weight)
+            self.optimizer.move("readout", self.readout.weight, updates.readout, config.eta_readout)

@@ -29,6 +29,13 @@ class Optimizer:
         scale = (1 - self.betas[1] ** count) ** 0.5 / (1 - self.betas[0] ** count)
         return eta * scale * first / (second.sqrt() + self.epsilon)
 
+    def move(self, name: str, tensor: Tensor, direction: Tensor, eta: float) -> None:
+        """Add it to the tensor, in place."""
+        if self.kind == "adam":
+            tensor += self.step(name, direction, eta).to(tensor)
+        else:
+            tensor.add_(direction.to(tensor), alpha=eta)
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Both moments by name."""
         named = {f"{name}.first": m[0] for name, m in self.moments.items()}

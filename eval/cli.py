@@ -163,6 +163,29 @@ def evaluate(
     typer.echo(f"raw records in {out}", err=True)
 
 
+def _peers(rounds: int, markdown: bool, target: Path | None) -> None:
+    """The seconds of a step beside other packages, printed, and as JSON."""
+    from dataclasses import asdict
+
+    from arr_coc.eval import rules_peers, rules_report
+    from arr_coc.eval.report import write
+
+    there, absent = rules_peers.importable()
+    for line in absent:
+        typer.echo(line, err=True)
+    with _bar() as follow:
+        rows = rules_peers.compare(there, rounds=rounds, progress=follow)
+    shown = rules_peers.table(rows, rounds)
+    if markdown:
+        typer.echo(rules_report.markdown([shown]))
+    else:
+        cells = [dict(zip(shown.columns, row, strict=True)) for row in shown.rows]
+        _table(cells, shown.columns, shown.title)
+    typer.echo(shown.note)
+    if target is not None:
+        write(target, json.dumps([asdict(r) for r in rows], indent=2))
+
+
 @app.command()
 def rules(
     tasks: Annotated[str, typer.Option(help="such as digits:2,fashion:4 (task:depth); all by default")] = "",
@@ -172,6 +195,9 @@ def rules(
     online: Annotated[bool, typer.Option(help="one pass, one sample at a time")] = False,
     readout: Annotated[str, typer.Option(help="with --online: delta or precision")] = "delta",
     explain: Annotated[str | None, typer.Option(help="say what one rule is, and what it needs")] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="only time steps beside the packages torch-pc and biotorch")
+    ] = False,
     markdown: Annotated[bool, typer.Option(help="print the tables as Markdown")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="tables and runs as JSON")] = None,
     html: Annotated[Path | None, typer.Option(help="one page with tables and curves")] = None,
@@ -188,6 +214,11 @@ def rules(
             typer.echo(rules_table.explain(explain))
             return
         targets = [t if t is None else check_target(t) for t in (json_out, html)]
+        if peers:
+            if tasks or only or online or html is not None:
+                raise ValueError("--peers times steps alone: leave --tasks, --only, --online and --html out")
+            _peers(5 if quick else 100, markdown, targets[0])
+            return
         entries = rules_table.chosen([n for n in only.split(",") if n])
         columns, regime = rules_table.setting(tasks, quick, online, readout)
         with _bar() as follow:

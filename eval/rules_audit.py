@@ -167,7 +167,7 @@ class Audit:
             ladder = copy.deepcopy(case.ladder)
             climb = rule.infer(case.ladder, case.climb())
             true = ladder.activation
-            ladder.activation = Activation(counted, true.slope)
+            ladder.activation = Activation(counted, true.slope, true.slope_at)
 
             def forward(copies: dict[str, Tensor]) -> Tensor:
                 before = count[0]

@@ -81,6 +81,13 @@ ENTRIES = (
         epochs=3.5,
         published="BrainProp: as accurate in 1 to 3.5 times the epochs; CIFAR-10 88.9",
     ),
+    Entry(
+        "attention_gated, reward alone, learned feedback",
+        "attention_gated",
+        {"feedback": "learned"},
+        reward=True,
+        epochs=3.5,
+    ),
     Entry("feedback_alignment, FA", "feedback_alignment", {"mode": "fa"}, published=_FA),
     Entry("feedback_alignment, DFA", "feedback_alignment", {"mode": "dfa"}),
     Entry(

@@ -73,7 +73,7 @@ class Network:
     def climb(self, below: Tensor, drive: Tensor | None) -> Climb:
         """The pass that is answered from."""
         if drive is None:
-            drive = below.new_zeros(len(below), self.ladder.depth * self.ladder.width)
+            drive = below.new_zeros(1, self.ladder.depth * self.ladder.width).expand(len(below), -1)
         return self.rule.infer(self.ladder, self.ladder.climb(drive, below, None))
 
     def teaching(self, climb: Climb, label: Tensor) -> Teaching:
@@ -86,9 +86,9 @@ class Network:
             target = target * shown  # the reward: 1 where the chosen answer is right
         else:
             shown = torch.ones_like(values)
-        drive = torch.cat(climb.drives, 1)
 
         def forward(copies: dict[str, Tensor]) -> Tensor:
+            drive = torch.cat(climb.drives, 1)
             # what was not shown has no error: its value is held at its target
             moved = self.ladder.climb(drive, climb.below, None, copies).phi @ copies["readout"].T
             return moved * shown + target * (1 - shown)
@@ -116,11 +116,11 @@ class Network:
         found = self.rule.step(self.ladder, climb, teaching)
         if self.entry.rule:
             for name, direction in found.ladder.items():
-                self.ladder.get_buffer(name).add_(self.optimizer.step(name, direction, self.rate))
+                self.optimizer.move(name, self.ladder.get_buffer(name), direction, self.rate)
             for name, direction in found.own.items():
-                self.rule.state[name] += self.optimizer.step(f"rule.{name}", direction, self.rate)
+                self.optimizer.move(f"rule.{name}", self.rule.state[name], direction, self.rate)
         if self.precise is None:
-            self.readout += self.optimizer.step("readout", found.readout, self.rate)
+            self.optimizer.move("readout", self.readout, found.readout, self.rate)
         else:
             self._read(self.precise, climb.phi, teaching)
             self.readout = self.precise.weight.float()

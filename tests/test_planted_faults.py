@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FAULTS = {
     "the slope is dropped": (
         "rules/protocol.py",
-        "g = (at_z[level] + from_above) * ladder.activation.slope(climb.pre_activations[level])",
+        "g = (at_z[level] + from_above) * ladder.activation.slope_at(climb.states[level])",
         "g = at_z[level] + from_above",
         "test_rules.py::test_feedback_from_every_answer_is_the_gradient",
     ),
@@ -26,7 +26,7 @@ FAULTS = {
     ),
     "a sum where a mean is meant": (
         "rules/protocol.py",
-        'updates[f"weight_{level}"] = p.T @ z / len(z)',
+        'updates[f"weight_{level}"] = share.T @ z',
         'updates[f"weight_{level}"] = p.T @ z',
         "test_rules.py::test_feedback_from_every_answer_is_the_gradient",
     ),

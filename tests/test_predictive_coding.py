@@ -15,7 +15,7 @@ from arr_coc.rules import Updates
 from arr_coc.rules.predictive_coding import PredictiveCoding
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
-LINEAR = Activation(lambda a: a, torch.ones_like)
+LINEAR = Activation(lambda a: a, torch.ones_like, torch.ones_like)
 READS = pytest.mark.parametrize("reads", ["top", "all"])
 ACTIVATIONS = pytest.mark.parametrize("activation", ["tanh", "relu"])
 

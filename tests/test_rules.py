@@ -5,10 +5,21 @@ import pytest
 import torch
 
 from arr_coc import ArrCocConfig, Learner, Percept
+from arr_coc.activation import ACTIVATIONS
 from arr_coc.eval.rules_audit import audit
 from arr_coc.rules import RULES, make_rule
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_slope_told_from_the_state_is_the_derivative(name: str) -> None:
+    activation = ACTIVATIONS[name]
+    a = torch.linspace(-3, 3, 24, dtype=torch.float64, requires_grad=True)
+    z = activation.f(a)
+    (expected,) = torch.autograd.grad(z.sum(), a)
+    for found in (activation.slope(a), activation.slope_at(z)):
+        torch.testing.assert_close(found, expected, **EXACT)
 
 
 @pytest.mark.parametrize("reads", ["top", "all"])

@@ -11,7 +11,7 @@ from arr_coc.activation import Activation
 from arr_coc.rules.target_propagation import TargetPropagation
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
-LINEAR = Activation(lambda a: a, torch.ones_like)
+LINEAR = Activation(lambda a: a, torch.ones_like, torch.ones_like)
 
 
 def prepared(net: ladders.Net, transposed: bool = False, **options) -> TargetPropagation:

@@ -184,8 +184,9 @@ def outer(ladder: Ladder, post: list[Tensor], below: list[Tensor]) -> dict[str, 
     """
     updates = {}
     for level, (p, z) in enumerate(zip(post, below, strict=True)):
-        updates[f"weight_{level}"] = p.T @ z / len(z)
-        updates[f"bias_{level}"] = p.mean(0)
+        share = p / len(z)  # smaller than what is made of it
+        updates[f"weight_{level}"] = share.T @ z
+        updates[f"bias_{level}"] = share.sum(0)
     return updates
 
 
@@ -210,7 +211,7 @@ def descend(
     gated: list[Tensor] = []
     from_above: Tensor | float = 0.0
     for level in reversed(range(ladder.depth)):
-        g = (at_z[level] + from_above) * ladder.activation.slope(climb.pre_activations[level])
+        g = (at_z[level] + from_above) * ladder.activation.slope_at(climb.states[level])
         gated.insert(0, g)
         if level:
             from_above = g @ (ladder.weight(level) if back is None else back(level))
@@ -223,8 +224,11 @@ def to_drives(ladder: Ladder, climb: Climb, at_phi: Tensor, post: list[Tensor]) 
     Args:
         at_phi: feedback where phi lives, (B, D). post: at each a_l, (B, width).
     """
+    drives = torch.cat(post, 1)
+    if ladder.reads == "top":
+        return drives
     at_x, _, at_hidden = ladder.split(at_phi)
-    drives = at_x + torch.cat(post, 1)
+    drives = at_x + drives
     if at_hidden.shape[1]:
         drives = drives + (at_hidden * (climb.hidden > 0)) @ ladder.expand_weight
     return drives
