@@ -121,6 +121,7 @@ ENTRIES = (
     Entry("hebbian, SoftHebb", "hebbian", {"mode": "softhebb"}, published="SoftHebb CIFAR-10 80.3"),
     Entry("hebbian, Oja", "hebbian", {"mode": "oja"}),
     Entry("stdp", "stdp", {"time_steps": 10}, published="STDP MNIST 95"),
+    Entry("stdp, winner-take-all", "stdp", {"mode": "wta", "time_steps": 5, "peak": 1.0}),
     Entry("mezo", "mezo", published="LLaVA-OneVision 91.8 / 25.8 / 28.5 against AdamW 94.8 / 28.8 / 36.7"),
     Entry(
         "equilibrium_propagation",

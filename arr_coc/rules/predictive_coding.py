@@ -56,8 +56,8 @@ class PredictiveCoding(Rule):
     Args:
         mode: "strict", "fixed", "zil" or "ipc".
         steps: T, of the states; "zil" takes one for each rung.
-        eta: step of the states; None: 1 for "fixed" and "zil", 0.1 for the others. Above 2 / lambda_max of
-            F's Hessian they diverge.
+        eta: step of the states. Above 2 / lambda_max of F's Hessian they diverge. None: 1 for "fixed" and
+            "zil"; for the others 0.1, halved by every unit for itself when it has overshot (Jacobs, 1988).
         precision: Pi_out; it cancels in "zil".
         tolerance: settling ends where no state moves by more; 0: after `steps`.
         learned_precision: "unit" or "rung" for Pi_l of its own in each, from 1 on, by Delta log Pi =
@@ -95,6 +95,7 @@ class PredictiveCoding(Rule):
             shown = ", ".join(map(repr, possible))
             raise ValueError(f"learned_precision={learned_precision!r}, mode={mode!r}: possible are {shown}")
         self.mode, self.steps, self.precision, self.tolerance = mode, int(steps), precision, tolerance
+        self.careful = eta is None and mode in ("strict", "ipc")
         self.eta = eta if eta is not None else (1.0 if mode in ("fixed", "zil") else 0.1)
         self.learned_precision, self.learned_feedback = learned_precision, learned_feedback
         self.weight_rate = weight_rate
@@ -166,12 +167,18 @@ class PredictiveCoding(Rule):
         error = teaching.error.to(like)
         unmoved = values.to(like) - (z[read] @ r_up.mT).sum(0)  # what v has from elsewhere than the rungs
         most = 2 * error.norm(dim=1, keepdim=True)
+        before = torch.zeros_like(z)
         asked: dict[str, Tensor] = {}
         total: dict[str, Tensor] = {}
         for count in range(1, self.steps + 1):  # noqa: B007
             move = -weighted
             move[:-1] += post[1:] @ down
             move[read] += error @ r_down
+            if self.careful:
+                # a unit that comes back by more than half of its way has overshot: its own curvature times
+                # its step is over 1.5, and at 2 it would swing for ever
+                overshot = (move * before < 0) & (2 * move.abs() > before.abs())
+                before, rate = move.clone(), torch.where(overshot, rate / 2, rate)
             move *= rate
             if asked:  # with the states, not before them: what moves them has seen the same weights
                 share = self.weight_rate / self.steps

@@ -1,14 +1,16 @@
-"""Spike-timing-dependent plasticity with reward (R-STDP): what fired before what, kept until the answer.
+"""Spike-timing-dependent plasticity: what fired before what, counted by reward ("pairs") or winners ("wta").
 
-A pre spike that comes before a post spike by s strengthens the synapse by nu_plus exp(-s / tau_plus), one
-that comes after weakens it by nu_minus exp(-s / tau_minus). These changes enter an eligibility that decays as
-exp(-s / tau_eligibility); dW = sum over time of M x eligibility, with M = r - q of the best valued answer (or
-of the one chosen, where only that one was rewarded), or M = 1. A climb has no time: spikes are drawn in
-`time_steps` steps with probability peak (1 - exp(-max(z, 0))), independently, so that on average a change is
-proportional to (nu_plus tau_plus - nu_minus tau_minus) times both rates; timing itself counts where trains
-come from outside: `pair_stdp`. Soft bounds keep |W_ij| under bound / sqrt(fan-in). The readout is supervised,
-by the delta rule e phi'. Needs one scalar. Use it for spike trains with a time of their own; with drawn ones
-it is a weak learner. Source: Song, Miller & Abbott (2000); Izhikevich (2007); Florian (2007), MSTDPET.
+"pairs", R-STDP: a pre spike s before a post spike strengthens by nu_plus exp(-s / tau_plus), one after it
+weakens by nu_minus exp(-s / tau_minus); that is eligible as exp(-s / tau_eligibility) until M = r - q of the
+best valued (or the chosen) answer comes, or M = 1. Bounds are soft. A climb has no time, its spikes are drawn
+independently: a weak learner. Use it on trains with a time of their own (`pair_stdp`). Needs one scalar.
+"wta": in a time step one neuron of a rung spikes, drawn from softmax(a_l / temperature), and inhibits others.
+The next rung hears these spikes, the first ON and OFF trains of z_0. At a spike of i, Delta W_i = e - W_i, e
+the trace of what was before it, at unit length: online EM. Biases are thresholds that keep all in play:
+Delta b_i = 1 / width - share of i. Use it for features without labels. Needs the rung as a whole.
+Drawn spikes have probability peak (1 - exp(-max(z, 0))). The readout is supervised, by the delta rule e phi'.
+Source: Song, Miller & Abbott (2000); Izhikevich (2007); Florian (2007), MSTDPET; Nessler, Pfeiffer, Buesing
+& Maass (2013), online EM; Habenschuss, Bill & Nessler (2012), thresholds.
 """
 
 import math
@@ -63,6 +65,35 @@ def pair_stdp(
     return nu_plus * stronger - nu_minus * weaker
 
 
+def winner_stdp(
+    pre: Tensor,
+    post: Tensor,
+    w: Tensor,
+    modulator: Tensor | None = None,
+    *,
+    tau_plus: float = 20.0,
+    dt: float = 1.0,
+) -> Tensor:
+    """Weight change of all post spikes, summed over time and batch, (n_post, n_pre).
+
+    At a spike of i it is M (e - W_i), where e is the trace of the spikes before it, at unit length. A post
+    spike that has none before it changes nothing. Rows within unit length stay there.
+
+    Args:
+        pre: spike trains, (T, B, n_pre); -1 is a spike of an OFF train.
+        post: of neurons that inhibit one another, (T, B, n_post). w: W, (n_post, n_pre).
+        modulator: M, (B,), from 0: below it, decay would be growth without end. None: 1.
+    """
+    seen = trace(pre, tau_plus, dt)
+    length = seen.norm(dim=2, keepdim=True)
+    seen = seen / length.clamp_min(torch.finfo(seen.dtype).tiny)
+    pull = post * (length > 0)
+    if modulator is not None:
+        pull = pull * modulator.to(pull).unsqueeze(1)
+    pull = pull.flatten(0, 1)
+    return pull.T @ seen.flatten(0, 1) - pull.sum(0).unsqueeze(1) * w
+
+
 def reward_error(teaching: Teaching) -> Tensor:
     """r - q of the best valued answer among those that were told an error, (B,); 0 where none was."""
     told = teaching.values.masked_fill(teaching.error == 0, -torch.inf)
@@ -70,20 +101,24 @@ def reward_error(teaching: Teaching) -> Tensor:
 
 
 class STDP(Rule):
-    """See the module's docstring. Biases stay as they are.
+    """See the module's docstring. Biases are thresholds in "wta", and stay as they are in "pairs".
 
     Args:
-        modulation: "reward", or "none": M = 1, unsupervised.
+        mode: "pairs" or "wta".
+        modulation: "reward", or "none": M = 1, unsupervised. None: "reward" with "pairs", "none" with "wta",
+            which lets an M below 0 count as 0.
         time_steps: T of one climb, at least 2. dt: length of one, ms.
         peak: probability of a spike in a time step at most.
-        nu_plus: size of strengthening. nu_minus: of weakening.
-        tau_plus: ms, as are `tau_minus` and `tau_eligibility`.
-        bound: of the norm of a row of W, where all its entries are at their own.
+        nu_plus: size of strengthening (pairs). nu_minus: of weakening (pairs).
+        tau_plus: ms, as are `tau_minus` and `tau_eligibility` (pairs).
+        bound: of the norm of a row of W, where all its entries are at theirs, bound / sqrt(fan-in) (pairs).
+        temperature: of the competition (wta); low: the winner takes all. High: all learn the same.
     """
 
     def __init__(
         self,
-        modulation: str = "reward",
+        mode: str = "pairs",
+        modulation: str | None = None,
         time_steps: int = 20,
         dt: float = 1.0,
         peak: float = 0.2,
@@ -93,9 +128,14 @@ class STDP(Rule):
         tau_minus: float = 20.0,
         tau_eligibility: float = 25.0,
         bound: float = 3.0,
+        temperature: float = 0.1,
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
+        if mode not in ("pairs", "wta"):
+            raise ValueError(f"mode={mode!r}: possible are 'pairs', 'wta'")
+        if modulation is None:
+            modulation = "reward" if mode == "pairs" else "none"
         if modulation not in ("reward", "none"):
             raise ValueError(f"modulation={modulation!r}: possible are 'reward', 'none'")
         if time_steps != int(time_steps) or time_steps < 2:
@@ -107,16 +147,18 @@ class STDP(Rule):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value!r}: possible are numbers from 0")
         times = {"tau_plus": tau_plus, "tau_minus": tau_minus, "tau_eligibility": tau_eligibility, "dt": dt}
-        for name, value in {**times, "bound": bound}.items():
+        for name, value in {**times, "bound": bound, "temperature": temperature}.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}={value!r}: possible are numbers above 0")
         self.window |= times
-        self.modulation, self.time_steps, self.peak, self.bound = modulation, int(time_steps), peak, bound
+        self.mode, self.modulation, self.temperature = mode, modulation, temperature
+        self.time_steps, self.peak, self.bound = int(time_steps), peak, bound
 
     @property
     def ledger(self) -> Ledger:
         told = self.modulation == "reward"
-        return Ledger(global_scalar=told, update_locking=told)
+        # who wins is a matter of all
+        return Ledger(global_scalar=told, update_locking=told, layer_wide_matrix=self.mode == "wta")
 
     def spikes(self, z: Tensor, level: int, step: int) -> Tensor:
         """Spike trains of the layer whose states are z (B, n), as 0 and 1, (T, B, n). Level 0 is z_0."""
@@ -124,19 +166,49 @@ class STDP(Rule):
         drawn = torch.rand(self.time_steps, *z.shape, generator=self.draw("spikes", level, step))
         return (drawn.to(z) < chance).to(z)
 
+    def winners(self, a: Tensor, level: int, step: int) -> Tensor:
+        """Spike trains of the rung whose pre-activations are a (B, n), one spike a time step, (T, B, n)."""
+        reached = (a / self.temperature).softmax(1).cumsum(1)
+        drawn = torch.rand(len(a), self.time_steps, generator=self.draw("winners", level, step))
+        first = torch.searchsorted(reached, drawn.to(a) * reached[:, -1:], right=True)
+        first = first.clamp_max(a.shape[1] - 1).T  # where rounding reaches past the last
+        return torch.nn.functional.one_hot(first, a.shape[1]).to(a)
+
     def bounded(self, w: Tensor, change: Tensor) -> Tensor:
         """Soft bounds: a change goes to zero where its bound is near, and turns where it was passed."""
         top = self.bound / w.shape[1] ** 0.5
         change = change.clamp(-1, 1)  # a larger one would overshoot the bound
         return change.relu() * (top - w) - (-change).relu() * (top + w)
 
+    def pairs(self, ladder: Ladder, climb: Climb, modulator: Tensor | None, step: int) -> dict[str, Tensor]:
+        """Delta W_l of all pairs of spikes, batch mean."""
+        layers = [climb.below, *climb.states]
+        trains = [self.spikes(z, level, step) for level, z in enumerate(layers)]
+        updates = {}
+        for level in range(ladder.depth):
+            change = pair_stdp(trains[level], trains[level + 1], modulator, **self.window) / len(climb.below)
+            updates[f"weight_{level}"] = self.bounded(ladder.weight(level), change)
+        return updates
+
+    def wta(self, ladder: Ladder, climb: Climb, modulator: Tensor | None, step: int) -> dict[str, Tensor]:
+        """Delta W_l and Delta b_l of all winners, mean over time and batch."""
+        if modulator is not None:
+            modulator = modulator.clamp_min(0)
+        window = {name: self.window[name] for name in ("tau_plus", "dt")}
+        pre = self.spikes(climb.below.abs(), 0, step) * climb.below.sign()  # ON, less OFF
+        updates = {}
+        for level, a in enumerate(climb.pre_activations):
+            post = self.winners(a, level, step)
+            change = winner_stdp(pre, post, ladder.weight(level), modulator, **window)
+            updates[f"weight_{level}"] = change / (self.time_steps * len(a))
+            updates[f"bias_{level}"] = 1 / a.shape[1] - post.mean((0, 1))
+            pre = post
+        return updates
+
     def step(self, ladder: Ladder, climb: Climb, teaching: Teaching) -> Updates:
         error = teaching.error.to(climb.phi)
         modulator = reward_error(teaching).to(error) if self.modulation == "reward" else None
-        layers = [climb.below, *climb.states]
-        trains = [self.spikes(z, level, teaching.step) for level, z in enumerate(layers)]
+        learn = self.pairs if self.mode == "pairs" else self.wta
         updates = {name: torch.zeros_like(t) for name, t in ladder.weights().items()}
-        for level in range(ladder.depth):
-            change = pair_stdp(trains[level], trains[level + 1], modulator, **self.window) / len(error)
-            updates[f"weight_{level}"] = self.bounded(ladder.weight(level), change)
+        updates |= learn(ladder, climb, modulator, teaching.step)
         return Updates(updates, error.T @ climb.phi / len(error))
