@@ -132,3 +132,16 @@ def trust(novelty: Tensor, sharpness: float = 1.0) -> Tensor:
     exactly 0.
     """
     return torch.exp(-0.5 * sharpness * (novelty - 2).clamp_min(0) ** 2)
+
+
+def scene_statistics(features: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What a whole scene looks like: mean and standard deviation of its features (B, N, d) over the tokens
+    that exist (B, N), and 1; (B, 2 d + 1)."""
+    if mask is None:
+        mean, square = features.mean(1), (features * features).mean(1)
+    else:
+        share = mask.unsqueeze(1).to(features)
+        share = share / share.sum(2, keepdim=True).clamp_min(1)
+        mean, square = (share @ features).squeeze(1), (share @ (features * features)).squeeze(1)
+    spread = (square - mean * mean).clamp_min(0).sqrt()
+    return torch.cat([mean, spread, torch.ones_like(mean[:, :1])], 1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from arr_coc.answer import Answer, fuse, near
 from arr_coc.config import ArrCocConfig
 from arr_coc.error_module import ErrorModules
-from arr_coc.familiarity import Familiarity, trust
+from arr_coc.familiarity import Familiarity, scene_statistics, trust
 from arr_coc.ladder import Climb, Ladder
 from arr_coc.neuromodulator import max_boltzmann, reward_prediction_error, surprise_gate
 from arr_coc.optimizer import Optimizer
@@ -19,6 +19,7 @@ from arr_coc.relevance import (
     ContextKey,
     OwnGain,
     ThreeFactor,
+    concentration,
     log_precision,
     own_correlation,
     relevance_direction,
@@ -99,7 +100,7 @@ class Learner(nn.Module):
         relevance = self._spread(settled.relevance, percept)
         climb = self.rule.infer(self.ladder, self._climb(relevance, features, context, percept))
         errors = self.errors.errors(climb.states, context)
-        scene = self._scene(features, percept)
+        scene = scene_statistics(features[..., : self.ladder.width], percept.mask)
         novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), self.scenes.novelty(scene))
         return Answer(
             relevance=relevance,
@@ -113,18 +114,6 @@ class Learner(nn.Module):
             scene=scene,
             context=context,
         )
-
-    def _scene(self, features: Tensor, percept: Percept) -> Tensor:
-        """Mean and standard deviation of the lowest site's features over the tokens that exist, and 1."""
-        f = features[..., : self.ladder.width]
-        if percept.mask is None:
-            mean, square = f.mean(1), (f * f).mean(1)
-        else:
-            share = percept.mask.unsqueeze(1).to(f)
-            share = share / share.sum(2, keepdim=True).clamp_min(1)
-            mean, square = (share @ f).squeeze(1), (share @ (f * f)).squeeze(1)
-        spread = (square - mean * mean).clamp_min(0).sqrt()
-        return torch.cat([mean, spread, torch.ones_like(mean[:, :1])], 1)
 
     def _context(self, context: Tensor) -> Tensor:
         unit = torch.nn.functional.normalize(context.float(), dim=-1)
@@ -215,7 +204,7 @@ class Learner(nn.Module):
     def _teach(self, percept: Percept, answer: Answer, target: Tensor, values: Tensor) -> None:
         """Let the rule change the ladder, U and (under "delta") the readout."""
         config = self.config
-        rivals = self._rivals(percept.batch).to(values.device)
+        rivals = self.readout.met_lately(config.error_window, int(self.step), percept.batch).to(values.device)
 
         def error_of(values: Tensor) -> Tensor:
             if config.error == "softmax":
@@ -262,25 +251,9 @@ class Learner(nn.Module):
                 feedback, _ = self.rule.attend(self.ladder, answer.climb, error, readout, int(self.step))
             direction, rho = self._eligible(percept, answer, feedback)
             size, gate = error.norm(dim=1).to(direction), self._gate(answer)
-            self.three_factor.learn(
-                self.relevance_weight,
-                percept.asked,
-                answer.context,
-                direction,
-                size,
-                rho,
-                gate,
-                updates.relevance,
-            )
+            weight, whole = self.relevance_weight, updates.relevance
+            self.three_factor.learn(weight, percept.asked, answer.context, direction, size, rho, gate, whole)
         self._move(updates)
-
-    def _rivals(self, batch: int) -> Tensor:
-        """The classes that take part in the error: met in the last `error_window` samples, this batch's too,
-        (C,)."""
-        window, last = self.config.error_window, self.readout.last_met
-        if not window:
-            return torch.ones_like(last, dtype=torch.bool)
-        return last > max(float(self.step) + batch - max(window, batch), 0.0)
 
     def _eligible(self, percept: Percept, answer: Answer, feedback: Tensor) -> tuple[Tensor, Tensor | None]:
         """What feedback to the drives (B, F) asks of U, (B, F) and of the own gain, if there is one, (B,)."""
@@ -305,10 +278,7 @@ class Learner(nn.Module):
         """What each sample weighs in the readout: 1, or how concentrated its relevance was."""
         if self.config.evidence == "uniform" or not self._learns_relevance(percept.asked):
             return None
-        n = answer.relevance.shape[1]
-        # 1 - H(r) / log N: 0 for an even spread, 1 for a single token
-        entropy = -torch.special.xlogy(answer.relevance, answer.relevance).sum(1)
-        return (1 - entropy / torch.log(torch.tensor(float(n)))).clamp_min(1e-3)
+        return concentration(answer.relevance).clamp_min(1e-3)
 
     def _settle_down(self, answer: Answer, batch: int) -> None:
         if self.config.error_module:
@@ -373,6 +343,8 @@ class Learner(nn.Module):
         Raises:
             FloatingPointError: if an update would not be finite; then nothing has changed.
         """
+        if not eligibility:
+            return torch.zeros(0, dtype=torch.float64)
         config = self.config
         predicted = torch.tensor([e.predicted for e in eligibility], dtype=torch.float64)
         delta = reward_prediction_error(reward.to(predicted), predicted)
@@ -391,7 +363,6 @@ class Learner(nn.Module):
                     d * trace.direction.unsqueeze(0),
                     size,
                     None if rho is None else size.new_tensor([rho]),
-                    torch.ones_like(size),
                 )
             self._reward_ladder(trace, d)
         rows = torch.tensor([e.row for e in eligibility])
@@ -408,15 +379,11 @@ class Learner(nn.Module):
         config = self.config
         if not config.eta_ladder and config.readout != "delta":
             return
-        moves: dict[str, Tensor] = {}
-        below = [trace.context.to(trace.states), *trace.states[:-1]]
-        for level, (gate, z) in enumerate(zip(trace.gates, below, strict=True)):
-            moves[f"weight_{level}"] = torch.outer(delta * gate, z)
-            moves[f"bias_{level}"] = delta * gate
         step = torch.zeros_like(self.readout.weight)
         step[trace.row] = delta * trace.phi.to(step)
+        updates = Updates(trace.moves(delta), step)
         self.rule.prepare(self.ladder, len(self.classes))
-        self._move(self.rule.accompany(self.ladder, Updates(moves, step), self.readout.weight))
+        self._move(self.rule.accompany(self.ladder, updates, self.readout.weight))
 
     def _move(self, updates: Updates) -> None:
         """Take a step along the updates of W and b, of what the rule keeps, and of a delta readout."""

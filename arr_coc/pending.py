@@ -36,6 +36,15 @@ class Eligibility:
     asked: str
     own: float | None
 
+    def moves(self, delta: float) -> dict[str, Tensor]:
+        """Delta W_l = delta g_l z_{l-1}' and Delta b_l = delta g_l, by the names of `Ladder.weights()`."""
+        below = [self.context.to(self.states), *self.states[:-1]]
+        found = {}
+        for level, (gate, z) in enumerate(zip(self.gates, below, strict=True)):
+            found[f"weight_{level}"] = torch.outer(delta * gate, z)
+            found[f"bias_{level}"] = delta * gate
+        return found
+
     def finite(self) -> bool:
         """Whether nothing in it is NaN or infinite."""
         tensors = (self.phi, self.scene, self.context, self.direction, self.gates, self.states)

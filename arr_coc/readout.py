@@ -79,6 +79,13 @@ class PrecisionReadout(nn.Module):
         at = self.last_met.device
         self.last_met.scatter_reduce_(0, rows.to(at), clock.to(self.last_met), "amax")
 
+    def met_lately(self, window: int, seen: int, batch: int) -> Tensor:
+        """Which classes were met in the last `window` samples, the `batch` after the first `seen` among them,
+        (C,) bool; all where the window is 0."""
+        if not window:
+            return torch.ones_like(self.last_met, dtype=torch.bool)
+        return self.last_met > max(float(seen) + batch - max(window, batch), 0.0)
+
     # -- answering -------------------------------------------------------------------------------------------
 
     def values(self, phi: Tensor) -> Tensor:

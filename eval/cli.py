@@ -206,12 +206,12 @@ def rules(
     ),
 ) -> None:
     """Every learning rule on one ladder: what it reaches, what it costs, and what it must know."""
-    from arr_coc.eval import rules_report, rules_table
+    from arr_coc.eval import rules_entries, rules_report, rules_table
     from arr_coc.eval.report import check_target, write
 
     with _errors():
         if explain is not None:
-            typer.echo(rules_table.explain(explain))
+            typer.echo(rules_entries.explain(explain))
             return
         targets = [t if t is None else check_target(t) for t in (json_out, html)]
         if peers:
@@ -219,8 +219,8 @@ def rules(
                 raise ValueError("--peers times steps alone: leave --tasks, --only, --online and --html out")
             _peers(5 if quick else 100, markdown, targets[0])
             return
-        entries = rules_table.chosen([n for n in only.split(",") if n])
-        columns, regime = rules_table.setting(tasks, quick, online, readout)
+        entries = rules_entries.chosen([n for n in only.split(",") if n])
+        columns, regime = rules_entries.setting(tasks, quick, online, readout)
         with _bar() as follow:
             runs = rules_table.run(
                 entries, columns, range(2) if quick else _numbers(seeds), regime, out, follow

@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from arr_coc.eval.rules_table import BASELINE, FROZEN, Cell, Cost, Run, angle, summary
+from arr_coc.eval.rules_entries import BASELINE, FROZEN
+from arr_coc.eval.rules_table import Cell, Cost, Run, angle, summary
 from arr_coc.eval.rules_train import Entry
 from arr_coc.eval.table import cell
 

@@ -77,6 +77,7 @@ def fashion(depth: int, width: int, seed: int, progress: Progress | None = None)
 
 
 SCENES = (6_000, 1_200)
+OWN_GAIN = 0.5  # at full weight the model's own score for two words settles on one of the two items
 Relevant = Callable[[Learner, Percept, list[Sample]], Tensor]  # (B, N)
 
 
@@ -96,7 +97,7 @@ def _through_tower(
     model, processor = embedded.load("dual")
     blocks = model.config.vision_config.num_hidden_layers
     sites = tuple(round((k + 1) * blocks / depth) - 1 for k in range(depth))
-    attached = attach(model, ArrCocConfig(sites=sites, width=width, own_gain=0.5), processor)
+    attached = attach(model, ArrCocConfig(sites=sites, width=width, own_gain=OWN_GAIN), processor)
     texts = processor(text=answers, return_tensors="pt", padding=True)
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     try:

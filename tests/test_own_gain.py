@@ -10,6 +10,11 @@ from arr_coc.relevance import OwnGain, own_correlation, token_feedback
 from arr_coc.rules import make_rule
 
 
+def rivals(learner: Learner, batch: int) -> torch.Tensor:
+    """Which classes take part in the error of the next batch."""
+    return learner.readout.met_lately(learner.config.error_window, int(learner.step), batch)
+
+
 def test_rho_is_the_gradient_along_the_gain_over_both_deviations() -> None:
     torch.manual_seed(0)
     f, own = torch.randn(3, 7, 5, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
@@ -94,10 +99,10 @@ def test_a_class_not_met_lately_takes_no_part_in_the_error(window: int, alike: b
 
 def test_a_class_that_comes_back_takes_part_again() -> None:
     learner, percept = learner_and_percept(8)
-    assert learner._rivals(4).tolist() == [False, False, True, True]
+    assert rivals(learner, 4).tolist() == [False, False, True, True]
     learner.learn(percept, ["old", "a", "b", "a"])
-    assert learner._rivals(4).tolist() == [True, False, True, True]
-    assert learner._rivals(40).tolist() == [False] * 4  # a batch larger than the window counts alone
+    assert rivals(learner, 4).tolist() == [True, False, True, True]
+    assert rivals(learner, 40).tolist() == [False] * 4  # a batch larger than the window counts alone
 
 
 def test_a_batch_as_large_as_a_context_is_wide_is_a_batch() -> None:
@@ -150,12 +155,12 @@ def test_a_new_text_starts_with_the_gain_of_the_config() -> None:
 def test_rewarded_classes_take_part_and_classes_only_heard_of_do_not() -> None:
     learner, percept = learner_and_percept(8)
     _, left = learner.act(percept, ["old", "a", "new", "newer"], torch.tensor([0, 0, 0, 0]))
-    assert learner._rivals(4).tolist() == [False, False, True, True, False, False]
+    assert rivals(learner, 4).tolist() == [False, False, True, True, False, False]
     learner.reward(left[:1], torch.tensor([0.0]))
-    assert learner._rivals(1).tolist() == [True, False, True, True, False, False]
+    assert rivals(learner, 1).tolist() == [True, False, True, True, False, False]
     early = Learner(ArrCocConfig(width=5, expansion=0, spread=0), [5], 3)
     early.readout.rows(["a", "b"], grow=True)
-    assert early._rivals(1).tolist() == [False, False]
+    assert rivals(early, 1).tolist() == [False, False]
 
 
 def test_backprop_lets_the_same_classes_take_part() -> None:

@@ -37,7 +37,7 @@ FAULTS = {
         "test_rules.py::test_feedback_from_every_answer_is_the_gradient",
     ),
     "the reward moves away from the chosen answer": (
-        "learner.py",
+        "pending.py",
         "torch.outer(delta * gate, z)",
         "torch.outer(-delta * gate, z)",
         "test_rules.py::test_a_late_reward_moves_the_ladder_as_the_gradient_asked_when_the_choice_was_made",

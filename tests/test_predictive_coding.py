@@ -208,6 +208,30 @@ def test_zil_with_half_steps_is_short_by_a_half_for_each_step_from_the_answer(re
     assert gap(updates.ladder, first) == pytest.approx(0.875, abs=1e-12)
 
 
+@pytest.mark.parametrize("size", [1.0, 12.0])
+def test_without_a_given_step_it_comes_to_rest_where_small_steps_do(size: float) -> None:
+    """Where the readout is large (curvature over 100, so that 2 / 100 is the limit) a step of .1 swings for
+    ever; steps that mind the curvature that they met end in the same place as steps of .01. Where it is
+    small they are steps of .1, to the bit."""
+    net = ladders.make(depth=3)
+    net.readout *= size / torch.linalg.matrix_norm(net.readout, 2)
+
+    def settled(steps: int, eta: float | None) -> tuple[Tensor, float]:
+        rule = prepared(net, steps=steps, eta=eta)
+        found = rule.settle(net.ladder, net.climb, net.teaching())
+        return found.states, found.residual
+
+    expected, residual = settled(30_000, 0.01)
+    assert residual < 1e-9
+    states, residual = settled(30_000, None)
+    torch.testing.assert_close(states, expected, rtol=0, atol=1e-6)
+    assert residual < 1e-9
+    states, residual = settled(2000, 0.1)
+    swings = residual > 0.01 and not torch.allclose(states, expected, atol=0.1)
+    assert swings == (size > 1)
+    assert torch.equal(settled(40, None)[0], settled(40, 0.1)[0]) == (size == 1)
+
+
 @pytest.mark.parametrize("eta", [1.0, 0.5])
 def test_zil_is_strict_predictive_coding_read_when_the_error_arrives(eta) -> None:
     net = ladders.make(depth=4)

@@ -131,6 +131,57 @@ def test_a_late_reward_moves_the_ladder_as_the_gradient_asked_when_the_choice_wa
     assert torch.equal(learner.readout.weight[others], before_readout[others])
 
 
+def test_an_action_is_the_value_plus_beta_deviations_of_that_answers_own_statistics() -> None:
+    """LinUCB (Li et al., 2010): q_s + beta sqrt(phi' (A_s + rho I)^-1 phi), A_s over what s was told."""
+    config = ArrCocConfig(width=6, expansion=0, spread=0, ridge=0.5, explore=0.0, explore_bonus=2.0)
+    learner, names = Learner(config, [6, 6], 5), ["0", "1", "2"]
+    seen, labels = percepts(30)
+    told = torch.arange(30) % 3  # a choice made elsewhere
+    _, left = learner.act(seen, names, told)
+    right = torch.tensor([float(names[k] == label) for k, label in zip(told, labels, strict=True)])
+    learner.reward(left, right)
+    phi = torch.stack([e.phi for e in left]).double()
+    asked, _ = percepts(40, seed=9)
+    answer = learner.answer(asked)
+    now = answer.climb.phi.double()
+    hoped = torch.empty(40, 3, dtype=torch.float64)
+    for k in range(3):
+        mine = (told == k) | (right == 1)
+        gram = phi[mine].T @ phi[mine] + 0.5 * torch.eye(phi.shape[1], dtype=torch.float64)
+        weight = torch.linalg.solve(
+            gram, phi[mine].T @ torch.where(told[mine] == k, right[mine].double(), 0.0)
+        )
+        variance = torch.einsum("bd,de,be->b", now, torch.linalg.inv(gram), now)
+        hoped[:, k] = now @ weight + 2.0 * variance.sqrt()
+    choice, _ = learner.act(asked, names)
+    assert torch.equal(choice, hoped.argmax(1))
+    assert not torch.equal(choice, answer.values.argmax(1))  # the bonus decided somewhere
+
+
+@pytest.mark.parametrize("rule", ["feedback_alignment", "attention_gated"])
+def test_what_an_action_leaves_behind_came_down_the_rules_own_way(rule: str) -> None:
+    options = (
+        {"mode": "fa"} if rule == "feedback_alignment" else {"feedback": "learned", "feedback_start": 1.0}
+    )
+    learner = Learner(ArrCocConfig(**LEARNS, rule=rule, rule_options=options), [6, 6], 5)
+    seen, _ = percepts(3)
+    learner.readout.rows(["0", "1", "2"], grow=True)
+    learner.readout.weight.normal_(generator=torch.Generator().manual_seed(1))
+    choice, left = learner.act(seen, ["0", "1", "2"])
+    states = torch.stack([e.states for e in left]).transpose(0, 1)  # (L, B, width)
+    back = {n: t.clone() for n, t in learner.rule.state.items()}
+    top = back["feedback_readout"][choice][:, :6] * (states[1] > 0)
+    below = top @ back["feedback_1"] * (states[0] > 0)
+    torch.testing.assert_close(torch.stack([e.gates for e in left]), torch.stack([below, top], 1))
+    assert below.abs().max() > 0
+
+
+def test_no_rewards_change_nothing() -> None:
+    learner = Learner(ArrCocConfig(width=6, spread=0), [6, 6], 5)
+    assert learner.reward([], torch.zeros(0)).shape == (0,)
+    assert int(learner.step) == 0
+
+
 @pytest.mark.parametrize("readout", ["delta", "precision"])
 def test_a_reward_that_would_leave_nan_behind_is_an_error_before_anything_changes(readout: str) -> None:
     from dataclasses import replace

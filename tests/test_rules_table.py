@@ -6,9 +6,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from arr_coc.eval import rules_report, rules_table, rules_tasks
+from arr_coc.eval import rules_entries, rules_report, rules_table, rules_tasks
 from arr_coc.eval.cli import app
-from arr_coc.eval.rules_table import BASELINE, FROZEN, Regime, Run
+from arr_coc.eval.rules_entries import BASELINE, FROZEN, Regime
+from arr_coc.eval.rules_table import Run
 from arr_coc.eval.rules_train import Course, Entry, Network, train
 from arr_coc.rules import RULES
 
@@ -122,8 +123,8 @@ def test_the_command_explains_and_names_what_is_possible() -> None:
 
 def test_quick_prints_tables_and_writes_json_and_a_page(tmp_path, monkeypatch) -> None:
     pytest.importorskip("sklearn")
-    monkeypatch.setattr(rules_table, "ENTRIES", rules_table.ENTRIES[:3])
-    monkeypatch.setattr(rules_table, "FEW", Regime({"digits": 1}))
+    monkeypatch.setattr(rules_entries, "ENTRIES", rules_entries.ENTRIES[:3])
+    monkeypatch.setattr(rules_entries, "FEW", Regime({"digits": 1}))
     monkeypatch.chdir(tmp_path)
     said = CliRunner().invoke(app, ["rules", "--quick", "--markdown", "--json", "r.json", "--html", "r.html"])
     assert said.exit_code == 0, said.output
@@ -136,14 +137,14 @@ def test_quick_prints_tables_and_writes_json_and_a_page(tmp_path, monkeypatch) -
 
 def test_one_pass_of_single_samples_is_another_run_than_many_passes() -> None:
     entry = Entry("r", "attention_gated", reward=True, epochs=3.5)
-    assert rules_table.PASSES.passes(entry, "fashion") == 35
+    assert rules_entries.PASSES.passes(entry, "fashion") == 35
     for readout in ("delta", "precision"):
-        columns, regime = rules_table.setting("", False, True, readout)
-        assert columns == rules_table.ONLINE_COLUMNS
+        columns, regime = rules_entries.setting("", False, True, readout)
+        assert columns == rules_entries.ONLINE_COLUMNS
         assert (regime.passes(entry, "fashion"), regime.batch, regime.readout) == (1, 1, readout)
     keys = {
         rules_table._key(entry, "digits", 2, 0, r)
-        for r in (Regime(), rules_table.online(), rules_table.online("precision"))
+        for r in (Regime(), rules_entries.online(), rules_entries.online("precision"))
     }
     assert len(keys) == 3
 

@@ -4,7 +4,7 @@ factors."""
 from arr_coc.relevance.gain import OwnGain, own_correlation
 from arr_coc.relevance.learn import ContextKey, relevance_direction, token_feedback
 from arr_coc.relevance.score import log_precision
-from arr_coc.relevance.settle import Settled, energy, settle
+from arr_coc.relevance.settle import Settled, concentration, energy, settle
 from arr_coc.relevance.spread import gather, spread
 from arr_coc.relevance.three_factor import ThreeFactor
 
@@ -13,6 +13,7 @@ __all__ = [
     "OwnGain",
     "Settled",
     "ThreeFactor",
+    "concentration",
     "energy",
     "gather",
     "log_precision",

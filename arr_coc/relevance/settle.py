@@ -71,3 +71,9 @@ def settle(
         if residual < tolerance:
             return Settled(relevance, step, residual)
     return Settled(relevance, steps, residual)
+
+
+def concentration(relevance: Tensor) -> Tensor:
+    """1 - H(r) / log N, (B,), of r (B, N): 0 for an even spread, 1 for a single token."""
+    entropy = -torch.special.xlogy(relevance, relevance).sum(1)
+    return 1 - entropy / torch.log(torch.tensor(float(relevance.shape[1])))

@@ -38,7 +38,7 @@ class ThreeFactor:
         direction: Tensor,
         size: Tensor,
         rho: Tensor | None,
-        gate: Tensor,
+        gate: Tensor | None = None,
         whole: Tensor | None = None,
     ) -> None:
         """One step of U and of the own gain for contexts (B, C).
@@ -47,14 +47,14 @@ class ThreeFactor:
             weight: U, (C, F).
             asked: where the contexts came from (see `Percept`).
             direction: of U, for each sample, (B, F).
-            size: |delta|, (B,). rho: of the own gain, (B,). gate: the neuromodulator's, (B,).
+            size: |delta|, (B,). rho: of the own gain, (B,). gate: the neuromodulator's, (B,); None: 1.
             whole: dU itself, (C, F), from a rule that has it; then `direction` is not used.
         """
         self.meet(weight, asked, context)
         first = rho is not None and self.config.own_first
         open_ = self.gain.openness(context).to(size) if first else torch.ones_like(size)
         if whole is None:
-            self._move(weight, context, direction, size, gate * open_)
+            self._move(weight, context, direction, size, open_ if gate is None else gate * open_)
         else:
             step = self.optimizer.step("relevance", whole, self.config.eta)
             weight += self._along_keys(context, step, open_)

@@ -57,7 +57,8 @@ class PredictiveCoding(Rule):
         mode: "strict", "fixed", "zil" or "ipc".
         steps: T, of the states; "zil" takes one for each rung.
         eta: step of the states. Above 2 / lambda_max of F's Hessian they diverge. None: 1 for "fixed" and
-            "zil"; for the others 0.1, halved by every unit for itself when it has overshot (Jacobs, 1988).
+            "zil"; for the others 0.1, and for a sample whose last step overshot 1 over the curvature that it
+            met, |change of the descent| / |step| (the secant of Barzilai & Borwein, 1988).
         precision: Pi_out; it cancels in "zil".
         tolerance: settling ends where no state moves by more; 0: after `steps`.
         learned_precision: "unit" or "rung" for Pi_l of its own in each, from 1 on, by Delta log Pi =
@@ -167,19 +168,18 @@ class PredictiveCoding(Rule):
         error = teaching.error.to(like)
         unmoved = values.to(like) - (z[read] @ r_up.mT).sum(0)  # what v has from elsewhere than the rungs
         most = 2 * error.norm(dim=1, keepdim=True)
-        before = torch.zeros_like(z)
+        before, slower = torch.zeros_like(z), z.new_ones(1, z.shape[1], 1)
         asked: dict[str, Tensor] = {}
         total: dict[str, Tensor] = {}
         for count in range(1, self.steps + 1):  # noqa: B007
             move = -weighted
             move[:-1] += post[1:] @ down
             move[read] += error @ r_down
-            if self.careful:
-                # a unit that comes back by more than half of its way has overshot: its own curvature times
-                # its step is over 1.5, and at 2 it would swing for ever
-                overshot = (move * before < 0) & (2 * move.abs() > before.abs())
-                before, rate = move.clone(), torch.where(overshot, rate / 2, rate)
             move *= rate
+            if self.careful:
+                slower = _slower(move, before, slower)
+                before = move
+                move = slower * move
             if asked:  # with the states, not before them: what moves them has seen the same weights
                 share = self.weight_rate / self.steps
                 first = first + share * asked["weight_0"]
@@ -263,6 +263,20 @@ class PredictiveCoding(Rule):
             log = self.state[name].to(direction)
             own[name] = direction * ~((log.abs() >= BOUND) & (log * direction > 0))
         return own
+
+
+def _slower(move: Tensor, before: Tensor, slower: Tensor) -> Tensor:
+    """What the steps of each sample are multiplied with, (1, B, 1).
+
+    A step of slower x `before` changed the descent to `move`: at a curvature c, in units of the step, it is
+    (1 - slower c) of what it was along the steepest direction. From slower c = 2 on that grows for ever.
+
+    Args:
+        move, before: eta times the descent of F, (L, B, width), now and one step ago. slower: until now.
+    """
+    length = before.norm(dim=(0, 2), keepdim=True)
+    relative = (move - before).norm(dim=(0, 2), keepdim=True) / length  # slower c; nan or inf from standing
+    return torch.where((length > 0) & (relative > 1.5), slower / relative, slower)
 
 
 def phi_at(ladder: Ladder, climb: Climb, states: Tensor) -> Tensor:
