@@ -8,9 +8,9 @@ import torch
 
 from arr_coc import ArrCocConfig, Learner, Percept
 from arr_coc.error_module import ErrorModules
-from arr_coc.familiarity import trust
+from arr_coc.familiarity import scene_statistics, trust
 from arr_coc.readout import PrecisionReadout
-from arr_coc.relevance import ContextKey, energy, relevance_direction, settle, token_feedback
+from arr_coc.relevance import ContextKey, concentration, energy, relevance_direction, settle, token_feedback
 from arr_coc.relevance.settle import similarity
 from arr_coc.rules import Teaching, make_rule
 
@@ -311,3 +311,22 @@ def test_the_look_of_a_scene_leaves_out_tokens_that_do_not_exist() -> None:
     f = torch.nn.functional.layer_norm(some[0], (6,))
     expected = torch.cat([f.mean(1), f.std(1, correction=0), torch.ones(2, 1)], 1)
     torch.testing.assert_close(cut.scene, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_scene_is_the_mean_and_deviation_of_the_tokens_that_exist(masked: bool) -> None:
+    features = torch.randn(3, 9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exists = torch.ones(3, 9, dtype=torch.bool)
+    if masked:
+        exists[0, 4:], exists[2, ::2] = False, False
+    found = scene_statistics(features, exists if masked else None)
+    for row, f, there in zip(found, features, exists, strict=True):
+        seen = f[there]
+        expected = torch.cat([seen.mean(0), seen.std(0, correction=0), torch.ones(1, dtype=seen.dtype)])
+        torch.testing.assert_close(row, expected, **EXACT)
+
+
+def test_concentration_is_nothing_for_an_even_spread_and_one_for_a_single_token() -> None:
+    relevance = torch.tensor([[0.25] * 4, [0.0, 1.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]], dtype=torch.float64)
+    expected = torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64)  # log 2 is half of log 4
+    torch.testing.assert_close(concentration(relevance), expected, rtol=0, atol=1e-7)

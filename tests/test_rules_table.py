@@ -6,12 +6,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from arr_coc.adapters import embedded
 from arr_coc.eval import rules_entries, rules_report, rules_table, rules_tasks
 from arr_coc.eval.cli import app
 from arr_coc.eval.rules_entries import BASELINE, FROZEN, Regime
 from arr_coc.eval.rules_table import Run
 from arr_coc.eval.rules_train import Course, Entry, Network, train
+from arr_coc.ladder import Ladder
 from arr_coc.rules import RULES
+from arr_coc.training import streams
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +183,12 @@ def test_same_different_drives_two_rungs_with_what_was_asked_for(monkeypatch) ->
     assert torch.equal(own.label, given.label)
     assert own.label.float().mean() == own.test_label.float().mean() == 0.5
     assert not torch.allclose(own.drive, given.drive, atol=0.05)
+    sample = streams.load("same-different", 0, n_train=60, n_test=60).samples[3]
+    model, processor = embedded.load("dual")
+    pixels = processor(images=[sample["image"]], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        seen = model.vision_model(pixel_values=pixels, output_hidden_states=True)
+    top = torch.nn.functional.layer_norm(seen.hidden_states[-1][0, -144:], (192,))  # after the last block
+    matrix = Ladder([192, 192], given.below.shape[1], 0, 16, 0, 0).get_buffer("project_1")
+    expected = (top[torch.from_numpy(sample["mask"]).flatten()] @ matrix.T).mean(0)
+    torch.testing.assert_close(given.drive[3, 16:], expected, rtol=1e-3, atol=1e-4)
