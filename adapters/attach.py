@@ -47,13 +47,18 @@ class ArrCocModel(nn.Module):
         self.body, self._capture = body, capture
         self._enabled = True
         self._silent = False  # while perceiving: capture, but leave the output alone
-        self._context: tuple[Tensor, Tensor | None] | None = None
+        self._context: Tensor | None = None
         self._labels: Tensor | None = None
+        self._rows: Tensor | None = None
         self._signature = pyinspect.signature(model.forward)
         self._hooks: list[Any] = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after, with_kwargs=True),
+            body.speaker.register_forward_pre_hook(self._listen, with_kwargs=True),
+            body.speaker.register_forward_hook(self._after, with_kwargs=True),
         ]
+        if body.speaker is not model:
+            self._hooks.append(model.register_forward_hook(self._say))
+        self._said: Any = None  # what an inner speaker's output was given, for the model's own output
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -66,38 +71,48 @@ class ArrCocModel(nn.Module):
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         bound = self._signature.bind_partial(*args, **kwargs).arguments
         extra = bound.pop("kwargs", {})
-        return {**bound, **extra, "arr_coc_labels": self._labels}
+        return {**bound, **extra}
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._enabled:
-            self._capture.listen(self.body.rows(self._bound(args, kwargs)))
+        if self._enabled and isinstance(self.body, GenerativeBody):
+            self.body.begin(self._bound(args, kwargs))
 
-    def _after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def _listen(self, speaker: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._enabled:
+            self._rows = self.body.rows(args, kwargs, self._labels)
+            self._capture.listen(self._rows)
+
+    def _after(self, speaker: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if not self._enabled or self._silent or not self._capture.listening:
             return None
         try:
             with torch.no_grad():
-                return self._augment(self._bound(args, kwargs), output)
+                if isinstance(self.body, DualEncoderBody):
+                    inputs, context = self._bound(args, kwargs), self._context
+                    return self.body.augment(self._capture, self.learner, inputs, output, context)
+                assert self._rows is not None
+                self._said = self.body.augment(self._capture, self.learner, output, self._rows)
+                return self._said
         finally:
             self._capture.clear()
 
-    def _augment(self, inputs: dict[str, Any], output: Any) -> Any:
-        if isinstance(self.body, DualEncoderBody):
-            context = self._context_embedding(inputs)
-            return self.body.augment(self._capture, self.learner, inputs, output, context)
-        return self.body.augment(self._capture, self.learner, inputs, output)
+    def _say(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        said, self._said = self._said, None
+        if said is not None and not isinstance(output, tuple) and hasattr(said, "relevance"):
+            output.relevance, output.surprise = said.relevance, said.surprise
 
-    def _context_embedding(self, inputs: dict[str, Any]) -> Tensor | None:
-        if self._context is None:
+    def _context_embedding(self, given: tuple[Tensor, Tensor | None] | None, inputs: Any) -> Tensor | None:
+        if given is None:
             return None
         assert isinstance(self.body, DualEncoderBody)
-        return self.body.context(*self._context, batch=inputs["pixel_values"].shape[0])
+        with self.disable():
+            return self.body.context(*given, inputs)
 
     @contextlib.contextmanager
     def _call(
         self,
         silent: bool = False,
-        context: tuple[Tensor, Tensor | None] | None = None,
+        context: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Iterator[None]:
         """The settings of one call; whatever happens, the ones before come back and no activation is kept."""
@@ -109,6 +124,7 @@ class ArrCocModel(nn.Module):
             self._silent, self._context, self._labels = before
             if not silent:
                 self._capture.clear()
+                self._said = None
 
     def forward(
         self,
@@ -125,21 +141,25 @@ class ArrCocModel(nn.Module):
                 without it the image's own embedding serves. A generative model's context is its prompt.
         """
         self._on()
-        context = self._given_context(context_ids, context_attention_mask)
-        with torch.inference_mode(), self._call(context=context):
-            return self.model(*args, **kwargs)
+        given = self._given_context(context_ids, context_attention_mask)
+        with torch.inference_mode():
+            context = self._context_embedding(given, self._bound(args, kwargs))
+            with self._call(context=context):
+                return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own `generate`, every step of it answered with what was learned."""
         self._on()
         if isinstance(self.body, DualEncoderBody):
             raise TypeError(f"{type(self.model).__name__} scores texts and cannot generate any")
-        self.body.prompt = None
+        asked = kwargs.get("input_ids", args[0] if args else None)
+        self.body.end()
+        self.body.begin(kwargs, asked.shape[1] if isinstance(asked, Tensor) else 0)
         try:
             with torch.inference_mode(), self._call():
                 return self.model.generate(*args, **kwargs)
         finally:
-            self.body.prompt = None
+            self.body.end()
 
     def _given_context(self, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
         if ids is None:
@@ -173,13 +193,14 @@ class ArrCocModel(nn.Module):
         """
         self._on()
         self.body.check(inputs)
-        context = self._given_context(context_ids, context_attention_mask)
+        given = self._given_context(context_ids, context_attention_mask)
         if isinstance(self.body, GenerativeBody):
-            labels = self.body.check_labels(labels, inputs["input_ids"])
-        with self._call(silent=True, context=context, labels=labels):
+            labels = self.body.check_labels(labels, inputs.get("input_ids"))
+            inputs = self.body.with_answers(inputs, labels)
+        with self._call(silent=True, labels=labels):
             try:
                 with torch.inference_mode():
-                    embedded = self._context_embedding(inputs)
+                    embedded = self._context_embedding(given, inputs)
                     output = self.model(**inputs)
                     percept, keys = self._read(self.body, inputs, output, embedded, labels)
                 # inference tensors cannot enter a graph, and the backprop rule makes one of the ladder
@@ -203,18 +224,13 @@ class ArrCocModel(nn.Module):
     ) -> tuple[Percept, list[str]]:
         if isinstance(body, DualEncoderBody):
             keys = body.keys(inputs["input_ids"], inputs.get("attention_mask"))
-            return body.percept(self._capture, output, context), keys
+            return body.percept(self._capture, output, context, inputs), keys
         assert labels is not None
-        taught = labels[:, 1:] != IGNORE
-        sample, place = taught.nonzero(as_tuple=True)
-        columns = taught.any(0).nonzero().flatten()
-        row = torch.searchsorted(columns, place)
-        before = body.prompt
-        prompt = body.read_prompt(self._capture, {**inputs, "arr_coc_labels": labels})
-        body.prompt = before
-        assert prompt is not None
-        keys = [str(int(t)) for t in labels[:, 1:][taught]]
-        return body.percept(self._capture, prompt, sample, place, row), keys
+        seen = body.look(self._capture, labels)
+        if seen is None:
+            raise ValueError("no visual tokens were found in this pass: the inputs show no picture")
+        sample, place, row, keys = body.taught(labels)
+        return body.percept(self._capture, seen, sample, place, row), keys
 
     def learn(self, labels: Tensor, **inputs: Any) -> Answer:
         """One online step: one frozen forward pass and a local update. Returns the answer from before the
@@ -231,7 +247,7 @@ class ArrCocModel(nn.Module):
         self._on()
         if isinstance(self.body, DualEncoderBody):
             self.body.check(inputs)
-            rows = label_rows(labels, inputs["pixel_values"].shape[0], inputs["input_ids"].shape[0])
+            rows = label_rows(labels, self.body.batch(inputs), inputs["input_ids"].shape[0])
             seen = self.perceive(**inputs)
             taught = [seen.keys[int(row)] for row in rows]
         else:

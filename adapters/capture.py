@@ -21,7 +21,13 @@ _taps: "weakref.WeakKeyDictionary[nn.Module, RowTap]" = weakref.WeakKeyDictionar
 
 
 def attention_rows(
-    query: Tensor, key: Tensor, mask: Tensor | None, rows: Tensor, scaling: float, causal: bool
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    rows: Tensor,
+    scaling: float,
+    causal: bool,
+    softcap: float | None = None,
 ) -> Tensor:
     """softmax(q k' scaling + mask) of the chosen query rows, mean over heads, in float32.
 
@@ -31,6 +37,7 @@ def attention_rows(
         mask: additive or boolean (B or 1, 1, Q, K), a key mask (B, K), or None.
         rows: (R,), indices into Q; negative ones count from the end.
         causal: with no mask, whether row t sees the keys up to t only.
+        softcap: s, where logits go through s tanh(logits / s) first.
 
     Returns:
         (B, R, K).
@@ -39,6 +46,8 @@ def attention_rows(
     q = query[:, :, rows].float()  # (B, H, R, d)
     k = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1)
     logits = q @ k.mT * scaling  # (B, H, R, K)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     if mask is not None and mask.dim() == 2:
         logits = logits.masked_fill(~mask.bool()[:, None, None, : key.shape[2]], -torch.inf)
     elif mask is not None:
@@ -98,7 +107,9 @@ class RowTap:
             scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
             causal = kwargs.get("is_causal")
             causal = bool(getattr(module, "is_causal", False)) if causal is None else bool(causal)
-            self.result = attention_rows(query, key, attention_mask, self.rows, scaling, causal)
+            rows = self.rows[self.rows >= -query.shape[2]]
+            softcap = kwargs.get("softcap")
+            self.result = attention_rows(query, key, attention_mask, rows, scaling, causal, softcap)
         tapped, module.config = module.config, self.original
         try:
             return kernel(module, query, key, value, attention_mask, **kwargs)
@@ -155,10 +166,10 @@ class Capture:
         """Take care of a further hook, so that it goes with the others."""
         self._hooks.append(handle)
 
-    def rows(self) -> Tensor:
-        """The rows heard, mean over the taps, (B, R, K)."""
+    def rows(self) -> Tensor | None:
+        """The rows heard, mean over the taps, (B, R, K); None where nothing was heard."""
         heard = [tap.result for tap in self.taps if tap.result is not None]
-        return torch.stack(heard).mean(0)
+        return torch.stack(heard).mean(0) if heard else None
 
     def clear(self) -> None:
         """Stop listening and let go of every activation."""

@@ -1,26 +1,42 @@
 """Checks of inputs, made before anything changes: what was given, what is possible."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def finite_pixels(pixels: Any) -> None:
-    """(B, 3, H, W), floating, B >= 1, no NaN and no infinity."""
-    if not isinstance(pixels, Tensor):
-        raise TypeError(f"pixel_values is {type(pixels).__name__}; a tensor (B, channels, H, W) is needed")
-    if pixels.dim() < 4 or 0 in pixels.shape:
-        raise ValueError(
-            f"pixel_values has shape {tuple(pixels.shape)}; (B, channels, H, W) with B >= 1 is needed"
-        )
-    if not pixels.is_floating_point():
-        raise TypeError(
-            f"pixel_values has dtype {pixels.dtype}; a floating dtype is needed (use the processor)"
-        )
-    bad = ~torch.isfinite(pixels).flatten(1).all(1)
-    if bad.any():
-        raise ValueError(f"pixel_values has NaN or infinity in samples {bad.nonzero().flatten().tolist()}")
+def finite_inputs(inputs: Mapping[str, Any], pixels: tuple[str, ...], dims: int = 0) -> None:
+    """Every floating input is finite; the pixel inputs are floating and not empty.
+
+    Args:
+        inputs: of a model, by name.
+        pixels: the names of its pixel inputs.
+        dims: of the first of them; 0 where a pass may come without.
+    """
+    given = [name for name in pixels if inputs.get(name) is not None]
+    if dims and not given:
+        kind = type(inputs.get(pixels[0])).__name__
+        raise TypeError(f"{pixels[0]} is {kind}; a tensor (B, channels, H, W) is needed")
+    for name in given:
+        value = inputs[name]
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is {type(value).__name__}; a tensor (B, channels, H, W) is needed")
+        if value.dim() < 2 or 0 in value.shape or value.dim() < dims:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}; (B, channels, H, W) with B >= 1 is needed"
+            )
+        if not value.is_floating_point():
+            raise TypeError(f"{name} has dtype {value.dtype}; a floating dtype is needed (use the processor)")
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
+            bad = ~torch.isfinite(value).flatten(1).all(1) if value.dim() > 1 else ~torch.isfinite(value)
+            if name not in pixels and "mask" in name:
+                continue  # an additive mask may hold -inf
+            if bad.any():
+                where = bad.nonzero().flatten().tolist()
+                raise ValueError(f"{name} has NaN or infinity in samples {where}")
 
 
 def token_ids(ids: Any, name: str, shape: str) -> None:

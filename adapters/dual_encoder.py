@@ -6,8 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from arr_coc.adapters.capture import Capture
-from arr_coc.adapters.checks import finite_pixels, token_ids
-from arr_coc.adapters.structure import Inspection, Tower, attention_of, choose_sites, find_tower
+from arr_coc.adapters.checks import finite_inputs, token_ids
+from arr_coc.adapters.families import family_of
+from arr_coc.adapters.grid import grid_of
+from arr_coc.adapters.head import Head
+from arr_coc.adapters.structure import (
+    Inspection,
+    Tower,
+    attention_in,
+    choose_sites,
+    find_tower,
+    visual_inputs,
+)
 from arr_coc.learner import Learner
 from arr_coc.percept import Percept
 
@@ -36,58 +46,62 @@ class DualEncoderBody:
 
     Args:
         model: a dual encoder.
-        sites: blocks to read; empty for the default (a middle one and the last but one).
+        sites: blocks to read; empty for the default (a middle one and the last but one; of a convolutional
+            tower, whose blocks have grids of their own, the last).
     """
 
     kind = "dual"
 
     def __init__(self, model: Any, sites: tuple[int, ...]) -> None:
-        self.model = model
-        self.tower: Tower = find_tower(model, "vision_config")
+        self.model = self.speaker = model
+        self.tower: Tower = find_tower(model, "vision_config", family_of(model).blocks)
         depth = len(self.tower.blocks)
-        self.sites = choose_sites(sites, depth, tuple(sorted({depth // 2, max(depth - 2, 0)})))
-        vision = model.config.vision_config
-        self.side = int(vision.image_size) // int(vision.patch_size)
-        self.tokens = self.side**2
-        self.pool = getattr(
-            self.tower.module, "head", None
-        )  # an attention pooling head (SigLIP), or none (CLIP)
+        attends = any(True for _ in attention_in(self.tower.blocks)) or not _convolutional(self.tower.blocks)
+        default = sorted({depth // 2, max(depth - 2, 0)}) if attends else [depth - 1]
+        self.sites = choose_sites(sites, depth, tuple(default))
+        self.senses = visual_inputs(model)
+        self.head = Head(model, self.tower)
         self.site_widths = [self.tower.width] * len(self.sites)
         self.state_width = 0
-        self.context_width = int(
-            model.visual_projection.out_features if hasattr(model, "visual_projection") else self.tower.width
-        )
+        self.context_width = self.head.width
         self._contexts: dict[str, Tensor] = {}
         self._pooled: Any = None  # the pooling head's row of the pass that is being captured
 
     def capture(self) -> Capture:
-        """Hooks on the sites and on the last block, taps on the sites' attention."""
+        """Hooks on the sites and on the last block, taps on the attention that pools or the sites'."""
         read = {*self.sites, len(self.tower.blocks) - 1}
-        attention = [] if self.pool is not None else self._attention()
-        capture = Capture({site: self.tower.blocks[site] for site in read}, [m for _, m in attention])
-        if self.pool is not None:
+        capture = Capture({site: self.tower.blocks[site] for site in read}, [m for _, m in self._attention()])
+        if self.head.pool is not None:
 
             def keep(module: nn.Module, args: Any, output: Any) -> None:
                 if capture.listening:
                     self._pooled = output[1]
 
-            capture.add_hook(self.pool.attention.register_forward_hook(keep))
+            capture.add_hook(self.head.pool.register_forward_hook(keep))
         return capture
 
     def _attention(self) -> list[tuple[str, nn.Module]]:
+        """The attention modules to tap: the head's own, or the first of every site's block."""
+        if self.head.pool is not None:
+            return []
+        if self.head.tapped:
+            return self.head.tapped
         found = []
         for site in self.sites:
-            path, module = attention_of(self.tower.blocks[site])
-            if module is not None:
+            for path, module in attention_in(self.tower.blocks[site]):
                 found.append((f"{self.tower.block_path}.{site}.{path}", module))
+                break
         return found
 
     def inspection(self) -> Inspection:
-        names = (
-            [path for path, _ in self._attention()]
-            if self.pool is None
-            else [f"{self.tower.path}.head.attention"]
-        )
+        names = [path for path, _ in self._attention()]
+        if self.head.pool is not None:
+            names = [self.head.pool_path]
+        notes = [] if names else ["no attention row can be read: attention counts as even"]
+        own = "scaled cosine of each projected token of the last block with the context"
+        if not self.head.projects:
+            own = "attention alone"
+            notes.append(f"its tokens cannot be projected one by one: {self.head.why}")
         return Inspection(
             kind=self.kind,
             architecture=type(self.model).__name__,
@@ -95,14 +109,16 @@ class DualEncoderBody:
             sites=[f"{self.tower.block_path}.{s}" for s in self.sites],
             attention=names,
             context="text embedding of context_ids, or the image's own embedding",
-            own="scaled cosine of each projected token of the last block with the context",
-            tokens=f"the last {self.tokens} of the tower's tokens",
+            own=own,
+            tokens="the tower's tokens behind those that stand for no patch",
+            notes=notes,
         )
 
     # -- one forward pass ------------------------------------------------------------------------------------
 
     def check(self, inputs: dict[str, Any]) -> None:
-        finite_pixels(inputs.get("pixel_values"))
+        flat = "spatial_shapes" in inputs  # patches in a row, as SigLIP 2 takes them
+        finite_inputs(inputs, self.senses, dims=3 if flat else 4)
         token_ids(inputs.get("input_ids"), "input_ids", "(C, T), one row per candidate text")
         mask = inputs.get("attention_mask")
         if mask is not None and mask.shape != inputs["input_ids"].shape:
@@ -111,15 +127,20 @@ class DualEncoderBody:
                 f"{tuple(inputs['input_ids'].shape)}, is needed"
             )
 
-    def rows(self, inputs: dict[str, Any]) -> Tensor | None:
-        return torch.zeros(1, dtype=torch.long)  # the class token's row
+    def batch(self, inputs: dict[str, Any]) -> int:
+        """How many pictures (or videos) the inputs show."""
+        return next(len(inputs[n]) for n in self.senses if isinstance(inputs.get(n), Tensor))
+
+    def rows(self, *_: Any) -> Tensor:
+        return torch.zeros(1, dtype=torch.long)  # the class token's row, or the pooling query's
 
     def keys(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[str]:
-        pad = getattr(self.model.config.text_config, "pad_token_id", None)
-        return candidate_keys(input_ids, attention_mask, pad)
+        text = getattr(self.model.config, "text_config", None)
+        return candidate_keys(input_ids, attention_mask, getattr(text, "pad_token_id", None))
 
-    def context(self, ids: Tensor, mask: Tensor | None, batch: int) -> Tensor:
+    def context(self, ids: Tensor, mask: Tensor | None, inputs: dict[str, Any]) -> Tensor:
         """Text embeddings of the contexts, (B, P); each distinct text goes through the text tower once."""
+        batch = self.batch(inputs)
         token_ids(ids if ids.dim() == 2 else ids.unsqueeze(0), "context_ids", "(B, T) or (T,)")
         ids = ids if ids.dim() == 2 else ids.unsqueeze(0)
         if mask is not None and mask.dim() == 1:
@@ -135,51 +156,98 @@ class DualEncoderBody:
         keys = self.keys(ids, mask)
         missing = [i for i, k in enumerate(keys) if k not in self._contexts and k not in keys[:i]]
         if missing:
-            kwargs = {} if mask is None else {"attention_mask": mask[missing]}
-            embedded = text_embedding(self.model.get_text_features(input_ids=ids[missing], **kwargs))
+            embedded = self._embed(ids[missing], None if mask is None else mask[missing], inputs)
             if len(self._contexts) > 4096:
                 self._contexts.clear()
             self._contexts.update({keys[i]: row for i, row in zip(missing, embedded, strict=True)})
         found = torch.stack([self._contexts[k] for k in keys])
         return found.expand(batch, -1) if len(found) == 1 else found
 
-    def project(self, tokens: Tensor) -> Tensor:
-        """Tokens of the last block in the shared space, unit length, (B, N, P), by the model's own
-        modules."""
-        tokens = self.tower.module.post_layernorm(tokens)
-        if (
-            self.pool is not None
-        ):  # a head that sees one token attends to it fully: its value path for that token
-            b, n, d = tokens.shape
-            projected = self.pool(tokens.reshape(b * n, 1, d)).reshape(b, n, -1)
-        else:
-            projected = self.model.visual_projection(tokens)
-        return torch.nn.functional.normalize(projected.float(), dim=-1)
+    def _embed(self, ids: Tensor, mask: Tensor | None, inputs: dict[str, Any]) -> Tensor:
+        """Unit text embeddings (C, P), by the model's text features or, where it offers none, by its own
+        forward pass beside the first picture."""
+        further = {} if mask is None else {"attention_mask": mask}
+        features = getattr(self.model, "get_text_features", None)
+        if features is not None:
+            embedded = text_embedding(features(input_ids=ids, **further))
+            if embedded.shape[-1] == self.context_width:
+                return embedded
+        shown = {n: inputs[n][:1] for n in self.senses if isinstance(inputs.get(n), Tensor)}
+        return text_embedding(self.model(**shown, input_ids=ids, **further).text_embeds)
 
-    def percept(self, capture: Capture, output: Any, context: Tensor | None) -> Percept:
+    def percept(
+        self, capture: Capture, output: Any, context: Tensor | None, inputs: dict[str, Any]
+    ) -> Percept:
         """What the last forward pass left behind."""
-        n = self.tokens
-        last = capture.tokens[len(self.tower.blocks) - 1][:, -n:]
-        if capture.tokens[self.sites[0]].shape[1] < n:
-            raise ValueError(
-                f"the tower gave {capture.tokens[self.sites[0]].shape[1]} tokens; "
-                f"{n} were expected from its config"
-            )
+        heard = {site: self._tokens(t) for site, t in capture.tokens.items()}
+        first, last = heard[self.sites[0]], heard[len(self.tower.blocks) - 1]
+        batch, length = first.shape[:2]
+        n = self._count(inputs, length)
+        grid = self._grid(capture, inputs, batch, n)
+        # the row first: projecting single tokens goes through the pooling head again
+        attention = self._row(capture, batch, length, n)
         asked: Literal["text", "image"] = "text" if context is not None else "image"
         if context is None:
-            context = torch.nn.functional.normalize(output.image_embeds.float(), dim=-1)
-        # the row first: projecting single tokens goes through the pooling head again
-        attention = capture.rows()[:, 0, -n:] if self.pool is None else self._pooled[:, 0, -n:]
-        own = torch.einsum("bnp,bp->bn", self.project(last), context) * self.model.logit_scale.exp().float()
+            context = self._seen(output)
+        own = None
+        if self.head.projects:
+            own = torch.einsum("bnp,bp->bn", self.head(last[:, -n:]), context) * self.head.scale
         self._pooled = None
+        mask = inputs.get("pixel_attention_mask")
+        mask = mask.bool() if isinstance(mask, Tensor) and mask.shape == (batch, n) else None
+        whole = mask is None or bool(mask.all())
         return Percept(
-            tokens=tuple(capture.tokens[s][:, -n:] for s in self.sites),
+            tokens=tuple(heard[s][:, -n:] for s in self.sites),
             attention=attention.float(),
             context=context,
             own=own,
-            grid=(self.side, self.side),
+            mask=None if whole else mask,
+            grid=grid if whole else None,
             asked=asked,
         )
+
+    @staticmethod
+    def _tokens(hidden: Tensor) -> Tensor:
+        """(B, N, d), of a block's output that is one already, or a map (B, d, H, W)."""
+        return hidden.flatten(2).mT if hidden.dim() == 4 else hidden
+
+    def _count(self, inputs: dict[str, Any], length: int) -> int:
+        """How many of a tower's tokens, the last ones, stand for patches.
+
+        Raises:
+            ValueError: where the tower gave fewer than the pictures have patches.
+        """
+        patch = getattr(self.model.config.vision_config, "patch_size", None)
+        pixels = inputs.get("pixel_values")
+        if not isinstance(patch, int) or not isinstance(pixels, Tensor) or pixels.dim() != 4:
+            return length
+        n = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
+        if n > length:
+            raise ValueError(f"the tower gave {length} tokens; {n} were expected from its config")
+        return n
+
+    def _grid(self, capture: Capture, inputs: dict[str, Any], batch: int, n: int) -> tuple[int, int] | None:
+        hidden = capture.tokens[self.sites[0]]
+        if hidden.dim() == 4:
+            return int(hidden.shape[2]), int(hidden.shape[3])
+        return grid_of(self.model, inputs, batch, n)
+
+    def _row(self, capture: Capture, batch: int, length: int, n: int) -> Tensor:
+        """Attention over the patches, (B, n): the pooling query's, or the class token's; even without."""
+        if self.head.pool is not None:
+            return self._pooled[:, 0, -n:]
+        heard = capture.rows()
+        if heard is None or heard.shape[-1] < n or (length == n and not self.head.tapped):
+            return torch.full((batch, n), 1 / n, device=capture.tokens[self.sites[0]].device)
+        return heard[:, 0, -n:]
+
+    @staticmethod
+    def _seen(output: Any) -> Tensor:
+        """The pictures' own embeddings, unit length, (B, P); the mean where there are several each."""
+        found = getattr(output, "image_embeds", None)
+        found = output.video_embeds if found is None else found
+        found = found.float().mean(1) if found.dim() == 3 else found.float()
+        return torch.nn.functional.normalize(found, dim=-1)
 
     def augment(
         self, capture: Capture, learner: Learner, inputs: dict[str, Any], output: Any, context: Tensor | None
@@ -188,13 +256,24 @@ class DualEncoderBody:
         (B,)."""
         if isinstance(output, tuple):
             raise ValueError("return_dict=False leaves no place for relevance; use return_dict=True")
-        answer = learner.answer(self.percept(capture, output, context))
+        answer = learner.answer(self.percept(capture, output, context, inputs))
         keys = self.keys(inputs["input_ids"], inputs.get("attention_mask"))
         logits = learner.fuse(self.own_logits(output), keys, answer)
-        output.logits_per_image, output.logits_per_text = logits, logits.T
+        setattr(output, _scores(output), logits)
+        output.logits_per_text = logits.T
         output.relevance, output.surprise = answer.relevance, answer.surprise
         return output
 
     @staticmethod
     def own_logits(output: Any) -> Tensor:
-        return output.logits_per_image
+        """The model's own scores, (B, C)."""
+        return getattr(output, _scores(output))
+
+
+def _scores(output: Any) -> str:
+    """The name of the field with a row of scores per picture (or video)."""
+    return "logits_per_image" if getattr(output, "logits_per_image", None) is not None else "logits_per_video"
+
+
+def _convolutional(blocks: nn.ModuleList) -> bool:
+    return any(isinstance(m, nn.BatchNorm2d) for m in blocks[-1].modules())

@@ -1,15 +1,29 @@
-"""Generative models: visual tokens inside a language model's sequence (LlavaForConditionalGeneration and its
+"""Generative models: a language model that writes about visual tokens (LlavaForConditionalGeneration and its
 like)."""
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from arr_coc.adapters.capture import Capture
-from arr_coc.adapters.checks import finite_pixels, token_ids
-from arr_coc.adapters.structure import Inspection, Tower, attention_of, choose_sites, find_tower
+from arr_coc.adapters.checks import finite_inputs, token_ids
+from arr_coc.adapters.families import family_of
+from arr_coc.adapters.grid import grid_of
+from arr_coc.adapters.structure import (
+    Inspection,
+    Tower,
+    attention_in,
+    choose_sites,
+    find_decoder,
+    is_cross,
+    speaker_of,
+    visual_inputs,
+)
+from arr_coc.adapters.visual_tokens import Attended, InSequence, Seen, crossing_of
 from arr_coc.learner import Learner
 from arr_coc.percept import Percept
 
@@ -18,13 +32,20 @@ IGNORE = -100  # as everywhere in transformers: nothing is taught here
 
 
 @dataclass
-class Prompt:
-    """What decoding steps need of the prompt: its visual tokens, where they stand, and what was asked."""
+class Pass:
+    """What is known about the forward pass that runs, and about the prompt that a decoding step goes on from.
 
-    tokens: tuple[Tensor, ...]  # per site (B, N, d)
-    place: Tensor  # (B, N), positions among the keys
-    mask: Tensor  # (B, N) bool
-    context: Tensor  # (B, d)
+    Args:
+        asked: the model's inputs, by name.
+        fresh: it shows images that were not read yet.
+        question: how many positions, from the start, may count as the question; None for all.
+        seen: the visual tokens read last.
+    """
+
+    asked: dict[str, Any]
+    fresh: bool = False
+    question: int | None = None
+    seen: Seen | None = None
 
 
 class GenerativeBody:
@@ -33,184 +54,289 @@ class GenerativeBody:
     Args:
         model: a generative vision-language model.
         sites: blocks of the language model to read; empty for the default (a middle one and the last).
+
+    Raises:
+        TypeError, ValueError: where no decoder or no visual tokens are found, or a site does not exist.
     """
 
     kind = "generative"
 
     def __init__(self, model: Any, sites: tuple[int, ...]) -> None:
-        self.model = model
-        self.tower: Tower = find_tower(model, "text_config")
-        depth = len(self.tower.blocks)
-        self.sites = choose_sites(sites, depth, tuple(sorted({depth // 2, depth - 1})))
-        image = getattr(model.config, "image_token_id", None)
-        image = getattr(model.config, "image_token_index", None) if image is None else image
-        if image is None:
-            raise TypeError(
-                f"{type(model).__name__}: its config names no image_token_id, so no visual tokens are found"
-            )
-        self.image_token = int(image)
-        vision = model.config.vision_config
-        self.side = int(getattr(vision, "image_size", 0)) // int(getattr(vision, "patch_size", 1))
-        self.site_widths = [self.tower.width] * len(self.sites)
-        self.context_width = self.state_width = self.tower.width
-        self.prompt: Prompt | None = None
+        self.model, self.speaker = model, speaker_of(model)
+        self.tower: Tower = find_decoder(model)
+        depth, family = len(self.tower.blocks), family_of(model)
+        self.family = family
+        crossing = crossing_of(model, self.tower)
+        self.source: InSequence | Attended
+        if crossing:
+            if sites:
+                raise ValueError(
+                    f"sites {sites} were asked for, but {type(model).__name__} attends to its visual tokens "
+                    "from beside its blocks: what it attends to is read; leave sites empty"
+                )
+            self.sites = choose_sites((), depth, (depth // 2,))
+            self.source = Attended(model, family, self.tower, crossing)
+        else:
+            self.sites = choose_sites(sites, depth, tuple(sorted({depth // 2, depth - 1})))
+            self.source = InSequence(model, family, self.tower, self.sites)
+        self.taps = [(p, m) for p, m in crossing if getattr(m, "config", None)] if crossing else self._taps()
+        self.site_widths = self.source.widths
+        self.context_width = self.site_widths[0]
+        self.state_width = self.tower.width
+        # an encoder-decoder answers label t at position t, a decoder alone at the position before
+        configs = (model.config, self.speaker.config)
+        self.encoder_decoder = any(getattr(c, "is_encoder_decoder", False) for c in configs)
+        self.senses = visual_inputs(model)
+        self.now = Pass({})
+        self._signature = inspect.signature(self.speaker.forward)
+
+    def _taps(self) -> list[tuple[str, nn.Module]]:
+        """For every site the nearest block's attention that sees the whole sequence and can be tapped."""
+        found = []
+        for number, block in enumerate(self.tower.blocks):
+            for path, module in attention_in(block):
+                if not is_cross(path, module):
+                    slides = getattr(module, "is_sliding", False) or getattr(module, "sliding_window", None)
+                    found.append((number, bool(slides), f"{self.tower.block_path}.{number}.{path}", module))
+                    break
+        chosen: dict[str, nn.Module] = {}
+        for site in self.sites:
+            if found:
+                _, _, path, module = min(found, key=lambda f: (f[1], abs(f[0] - site)))
+                chosen[path] = module
+        return list(chosen.items())
 
     def capture(self) -> Capture:
         read = {*self.sites, len(self.tower.blocks) - 1}
-        return Capture({site: self.tower.blocks[site] for site in read}, [m for _, m in self._attention()])
-
-    def _attention(self) -> list[tuple[str, nn.Module]]:
-        found = [(site, *attention_of(self.tower.blocks[site])) for site in self.sites]
-        return [(f"{self.tower.block_path}.{site}.{path}", m) for site, path, m in found if m is not None]
+        capture = Capture({site: self.tower.blocks[site] for site in read}, [m for _, m in self.taps])
+        self.source.hook(capture)
+        return capture
 
     def inspection(self) -> Inspection:
+        read = [f"{self.tower.block_path}.{s}" for s in self.sites]
+        if isinstance(self.source, Attended):
+            read = [self.source.path]
+        none = (
+            []
+            if self.taps
+            else ["no attention module hands over its query and key: attention counts as even"]
+        )
         return Inspection(
             kind=self.kind,
             architecture=type(self.model).__name__,
             tower=self.tower.path,
-            sites=[f"{self.tower.block_path}.{s}" for s in self.sites],
-            attention=[path for path, _ in self._attention()],
+            sites=read,
+            attention=[path for path, _ in self.taps],
             context="mean hidden state of the prompt's text tokens at the first site",
             own="attention of the answer's position alone: there is no shared space",
-            tokens=f"input_ids == {self.image_token}",
+            tokens=str(self.source),
+            notes=none,
         )
 
     # -- one forward pass ------------------------------------------------------------------------------------
 
     def check(self, inputs: dict[str, Any]) -> None:
-        token_ids(inputs.get("input_ids"), "input_ids", "(B, T)")
-        if inputs.get("pixel_values") is not None:
-            finite_pixels(inputs["pixel_values"])
-        ids = inputs["input_ids"]
+        finite_inputs(inputs, self.senses)
+        ids = inputs.get("input_ids")
+        if ids is None and self.encoder_decoder and not getattr(self.source, "reads_text", False):
+            return
+        token_ids(ids, "input_ids", "(B, T)")
+        assert isinstance(ids, Tensor)
         mask = inputs.get("attention_mask")
-        if mask is not None and mask.shape != ids.shape:
+        if mask is not None and mask.shape != ids.shape and "input_ids" in self._signature.parameters:
             raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; {tuple(ids.shape)} is needed")
-        without = ((ids == self.image_token).sum(1) == 0).nonzero().flatten().tolist()
+        without = self.source.missing(inputs)
         if without:
             raise ValueError(
-                f"samples {without} have no image token {self.image_token} in input_ids: nothing to look at"
+                f"samples {without} have no image token {self.source.ids} in input_ids: nothing to look at"
             )
 
-    def check_labels(self, labels: Any, ids: Tensor) -> Tensor:
-        """(B, T) token ids with IGNORE where nothing is taught; at least one is, none at the first
-        position."""
-        if not isinstance(labels, Tensor) or labels.shape != ids.shape or labels.is_floating_point():
+    def check_labels(self, labels: Any, ids: Tensor | None) -> Tensor:
+        """(B, T) token ids with IGNORE where nothing is taught; at least one is, and (but for an
+        encoder-decoder) none at the first position."""
+        fits = isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point()
+        if not fits or (not self.encoder_decoder and ids is not None and labels.shape != ids.shape):
             given = (
                 f"shape {tuple(labels.shape)}, {labels.dtype}"
                 if isinstance(labels, Tensor)
                 else type(labels).__name__
             )
-            raise ValueError(f"labels are {given}; whole numbers of shape {tuple(ids.shape)} are needed")
-        vocabulary = int(self.model.config.text_config.vocab_size)
+            shape = "(B, T)" if ids is None or self.encoder_decoder else tuple(ids.shape)
+            raise ValueError(f"labels are {given}; whole numbers of shape {shape} are needed")
+        vocabulary = int(self.model.config.get_text_config(decoder=True).vocab_size)
         wrong = labels[(labels != IGNORE) & ((labels < 0) | (labels >= vocabulary))]
         if wrong.numel():
             raise ValueError(f"labels {wrong.tolist()} are out of range: 0 to {vocabulary - 1}, or {IGNORE}")
-        if not (labels[:, 1:] != IGNORE).any():
+        if not (self._taught(labels) != IGNORE).any():
             raise ValueError(f"every label is {IGNORE}: nothing is taught")
         return labels
 
-    def rows(self, inputs: dict[str, Any]) -> Tensor | None:
-        """The query rows whose attention is wanted: those that the logits are kept for, after the first
-        image."""
-        ids = inputs.get("input_ids")
-        embeds = inputs.get("inputs_embeds")
-        length = ids.shape[1] if ids is not None else embeds.shape[1] if embeds is not None else 0
-        labels = inputs.get("arr_coc_labels")
+    def _taught(self, labels: Tensor) -> Tensor:
+        """The labels, each at the place that answers it: (B, T) or (B, T - 1)."""
+        return labels if self.encoder_decoder else labels[:, 1:]
+
+    def with_answers(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
+        """The inputs of the pass that these labels are taught in."""
+        if not self.encoder_decoder or "decoder_input_ids" in inputs:
+            return inputs
+        config = self.model.config.get_text_config(decoder=True)
+        known = (self.model.generation_config, self.model.config, config)
+
+        def first(name: str) -> int:
+            return next((int(v) for c in known if (v := getattr(c, name, None)) is not None), 0)
+
+        ids = labels.masked_fill(labels == IGNORE, first("pad_token_id"))
+        start = torch.full_like(ids[:, :1], first("decoder_start_token_id"))
+        return {**inputs, "decoder_input_ids": torch.cat([start, ids[:, :-1]], 1)}
+
+    def begin(self, inputs: Mapping[str, Any], question: int | None = None) -> None:
+        """A pass of the model begins, or a `generate` whose prompt is `question` tokens long."""
+        given = {k: v for k, v in inputs.items() if v is not None}
+        shows = any(name in given for name in self.senses) or bool(given.get("mm_encoder_outputs"))
+        now = self.now
+        self.now = Pass(
+            {**now.asked, **given} if now.question is not None else given,
+            fresh=shows or (now.fresh and now.question is not None),
+            question=now.question if question is None else question,
+            seen=now.seen,
+        )
+
+    def end(self) -> None:
+        """Let go of everything that is known of the pass or of the prompt."""
+        self.now = Pass({})
+        if isinstance(self.source, Attended):
+            self.source.states = None
+
+    def rows(self, args: tuple[Any, ...], kwargs: dict[str, Any], labels: Tensor | None = None) -> Tensor:
+        """The query rows whose attention is wanted, counted from the end (so negative), (R,): those that
+        logits are kept for, after the last image; or those that answer a taught label."""
         if labels is not None:
-            return (labels[:, 1:] != IGNORE).any(0).nonzero().flatten()
+            taught = (self._taught(labels) != IGNORE).any(0).nonzero().flatten()
+            return taught - labels.shape[1]
+        inputs = self._signature.bind_partial(*args, **kwargs).arguments
+        inputs = {**inputs, **inputs.get("kwargs", {})}
+        names: tuple[str, ...] = ("input_ids", "inputs_embeds")
+        if self.encoder_decoder:
+            names = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
+        length = next((inputs[n].shape[1] for n in names if isinstance(inputs.get(n), Tensor)), 1)
         keep = inputs.get("logits_to_keep") or length
         if isinstance(keep, Tensor):
-            return keep.cpu()
+            return keep.cpu() - length
         start = length - min(int(keep), length)
-        image = None
-        if isinstance(ids, Tensor) and _shown(inputs):
-            image = (ids == self.image_token).any(0).nonzero().flatten()
-        if image is not None and len(image):
-            start = max(start, int(image[-1]))
-        return torch.arange(start, length)
+        if isinstance(self.source, InSequence) and self.now.fresh:
+            where = self.source.where(self.now.asked, length)
+            if where is not None and where.shape[1] == length and where.any():
+                start = max(start, int(where.any(0).nonzero().flatten()[-1]))
+        return torch.arange(start - length, 0)
 
-    def read_prompt(self, capture: Capture, inputs: dict[str, Any]) -> Prompt | None:
-        """The prompt of this pass if it has image tokens, else the one that a decoding step goes on from."""
-        ids = inputs.get("input_ids")
-        if ids is None or not _shown(inputs) or not (ids == self.image_token).any():
-            batch = capture.tokens[self.sites[0]].shape[0]
-            return self.prompt if self.prompt is not None and len(self.prompt.context) == batch else None
-        image = ids == self.image_token
-        order = (
-            (~image).long().argsort(dim=1, stable=True)[:, : int(image.sum(1).max())]
-        )  # image positions first
-        mask = image.gather(1, order)
-        tokens = tuple(
-            capture.tokens[s].gather(1, order.unsqueeze(-1).expand(-1, -1, capture.tokens[s].shape[-1]))
-            for s in self.sites
-        )
-        text = ~image
-        if inputs.get("attention_mask") is not None:
-            text = text & inputs["attention_mask"].bool()
-        labels = inputs.get("arr_coc_labels")
-        if labels is not None:  # the answer is no part of the question
-            text = text & ((labels != IGNORE).long().cumsum(1) == 0)
-        hidden = capture.tokens[self.sites[0]].float() * text.unsqueeze(-1)
-        context = hidden.sum(1) / text.sum(1, keepdim=True).clamp_min(1)
-        self.prompt = Prompt(tokens, order, mask, context)
-        return self.prompt
+    def look(self, capture: Capture, labels: Tensor | None = None) -> Seen | None:
+        """The visual tokens of this pass if it shows images, else those that a decoding step goes on from."""
+        capture.tokens = {s: self._sequence(t) for s, t in capture.tokens.items()}
+        hidden = capture.tokens[self.sites[0]]
+        now, batch = self.now, hidden.shape[0]
+        seen = None
+        if now.fresh or isinstance(self.source, Attended):
+            asked = {k: _spread_rows(v, batch) for k, v in now.asked.items()}
+            seen = self.source.read(capture, asked, hidden, self._question(asked, hidden, labels))
+        if seen is not None:
+            if not now.fresh and now.seen is not None:
+                seen = replace(seen, words=now.seen.words)  # the question stays what it was
+            self.now = replace(now, seen=seen, fresh=False)
+        elif now.seen is not None and len(now.seen.words) != batch:
+            self.now = replace(now, seen=None)
+        return self.now.seen
 
-    def percept(
-        self, capture: Capture, prompt: Prompt, sample: Tensor, place: Tensor, row: Tensor
-    ) -> Percept:
-        """One percept per (sample, position): `place` in the sequence, `row` in the captured attention rows,
-        all (P,)."""
+    def _question(self, asked: dict[str, Any], hidden: Tensor, labels: Tensor | None) -> Tensor:
+        """Which positions of the decoder's sequence may count as the question: no padding, no answer."""
+        batch, length = hidden.shape[:2]
+        text = torch.ones(batch, length, dtype=torch.bool, device=hidden.device)
+        mask = asked.get("attention_mask")
+        if (
+            isinstance(mask, Tensor)
+            and mask.dim() == 2
+            and mask.shape[1] <= length
+            and not self.encoder_decoder
+        ):
+            text[:, length - mask.shape[1] :] &= mask.bool()
+        if labels is not None and not self.encoder_decoder:  # the answer is no part of the question
+            before = (labels != IGNORE).long().cumsum(1) == 0
+            text[:, length - labels.shape[1] :] &= before
+        if self.now.question is not None and not self.encoder_decoder:
+            ids = asked.get("input_ids")
+            front = length - ids.shape[1] if isinstance(ids, Tensor) and ids.shape[1] <= length else 0
+            text[:, front + self.now.question :] = False
+        return text
+
+    def _sequence(self, hidden: Tensor) -> Tensor:
+        """(B, T, d) of a block's output: the parallel streams of a residual are averaged."""
+        return hidden if self.family.streams is None else hidden.mean(self.family.streams)
+
+    def percept(self, capture: Capture, seen: Seen, sample: Tensor, place: Tensor, row: Tensor) -> Percept:
+        """One percept per (sample, position): `place` in the decoder's sequence (from the end), `row` in the
+        captured attention rows, all (P,)."""
         last = capture.tokens[len(self.tower.blocks) - 1]
-        heard = capture.rows()[sample, row]  # (P, K)
-        whole = bool(prompt.mask.all())
-        gridded = whole and prompt.mask.shape[1] == self.side**2  # one image a sample, at its usual size
+        whole = bool(seen.mask.all())
+        mask = seen.mask[sample]
         return Percept(
-            tokens=tuple(t[sample] for t in prompt.tokens),
-            attention=heard.gather(1, prompt.place[sample]),
-            context=prompt.context[sample],
-            mask=None if whole else prompt.mask[sample].clone(),
+            tokens=tuple(t[sample] for t in seen.tokens),
+            attention=self._attention(capture.rows(), seen, sample, row),
+            context=seen.words[sample],
+            mask=None if whole else mask.clone(),
             state=last[sample, place],
-            grid=(self.side, self.side) if gridded else None,
+            grid=grid_of(self.model, self.now.asked, *seen.mask.shape) if whole else None,
             asked="sequence",
         )
 
-    def augment(self, capture: Capture, learner: Learner, inputs: dict[str, Any], output: Any) -> Any:
-        """The model's output with what was learned in its logits, at every position after the first image.
+    def _attention(self, heard: Tensor | None, seen: Seen, sample: Tensor, row: Tensor) -> Tensor:
+        """The answer's attention over the visual tokens, (P, N); even where none was heard."""
+        place = seen.place[sample]
+        if heard is None:
+            return torch.full(place.shape, 1 / place.shape[1], device=place.device)
+        own = 0
+        if isinstance(self.source, Attended):  # merged attention runs over the decoder's own keys first
+            own = max(heard.shape[-1] - seen.length, 0)
+        if int(place.max()) + own >= heard.shape[-1]:  # a sliding cache has let the images go
+            return torch.full(place.shape, 1 / place.shape[1], device=place.device)
+        return heard[sample, row].gather(1, place + own)
+
+    def augment(self, capture: Capture, learner: Learner, output: Any, rows: Tensor) -> Any:
+        """The speaker's output with what was learned in its logits, at the positions `rows` (from the end).
 
         `.relevance` (B, N) and `.surprise` (B,) are those of the last position.
         """
-        prompt = self.read_prompt(capture, inputs)
-        place = self.rows(inputs)
-        if prompt is None or place is None or not len(place):
+        seen = self.look(capture)
+        if seen is None or not len(rows):
             return output  # no image was seen: nothing to add
         logits = output.logits.clone()
         batch, kept, vocabulary = logits.shape
-        dropped = capture.tokens[self.sites[0]].shape[1] - kept  # positions that no logits were kept for
-        rows = torch.full((vocabulary,), -1, dtype=torch.long, device=logits.device)
+        columns = rows if int(rows.min()) >= -kept else torch.arange(kept) - kept
+        known = torch.full((vocabulary,), -1, dtype=torch.long, device=logits.device)
         for row, key in enumerate(learner.classes):
-            rows[int(key)] = row
+            known[int(key)] = row
         step = max(_CHUNK // batch, 1)
-        for start in range(0, len(place), step):
-            columns = place[start : start + step]
-            sample = torch.arange(batch).repeat_interleave(len(columns))
-            index = torch.arange(start, start + len(columns)).repeat(batch)
-            column = columns.repeat(batch)
-            answer = learner.answer(self.percept(capture, prompt, sample, column, index))
-            own = logits[sample, column - dropped]
-            logits[sample, column - dropped] = learner.fuse(own, rows, answer)
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
+            sample = torch.arange(batch).repeat_interleave(len(some))
+            index = torch.arange(start, start + len(some)).repeat(batch)
+            answer = learner.answer(self.percept(capture, seen, sample, some.repeat(batch), index))
+            column = columns[start : start + step].repeat(batch)
+            logits[sample, column] = learner.fuse(logits[sample, column], known, answer)
         output.logits = logits
-        last = torch.arange(1, batch + 1) * len(columns) - 1
+        last = torch.arange(1, batch + 1) * len(some) - 1
         output.relevance, output.surprise = answer.relevance[last], answer.surprise[last]
-        if inputs.get("labels") is not None and output.loss is not None:
-            output.loss = self.model.loss_function(
-                logits=logits, labels=inputs["labels"], vocab_size=vocabulary
-            )
         return output
 
+    def taught(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        """Of every taught label: sample, place from the end, row among those captured, name."""
+        answers = self._taught(labels)
+        taught = answers != IGNORE
+        sample, place = taught.nonzero(as_tuple=True)
+        row = torch.searchsorted(taught.any(0).nonzero().flatten(), place)
+        return sample, place - labels.shape[1], row, [str(int(t)) for t in answers[taught]]
 
-def _shown(inputs: dict[str, Any]) -> bool:
-    """Whether this pass brings images; without them an image token is only a word that the model has written.
 
-    `generate` encodes images ahead of its first pass and hands over what came out.
-    """
-    return inputs.get("pixel_values") is not None or bool(inputs.get("mm_encoder_outputs"))
+def _spread_rows(value: Any, batch: int) -> Any:
+    """Of a tensor with a row per sample, each row as often as beams were made of its sample."""
+    if isinstance(value, Tensor) and value.dim() == 2 and 0 < len(value) < batch and batch % len(value) == 0:
+        return value.repeat_interleave(batch // len(value), 0)
+    return value

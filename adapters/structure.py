@@ -1,9 +1,17 @@
 """Structure: find towers, blocks and attention by what a model is made of, not by a list of its names."""
 
+import inspect
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+
+# parts of a multimodal model that are not its language side
+_SENSES = re.compile(r"vision|visual|image|pixel|audio|video|perceiver|resampler|qformer|connector|projector")
+# attention over what another stack made: by the module's own path, or by its class
+_CROSS = re.compile(r"cross|encoder_attn|encdec|encoder_decoder|mergedattention")
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Inspection:
         tokens: how the visual tokens are told from the others.
         trainable: plastic parameters of the adapter.
         state_bytes: bytes of its whole state.
+        notes: what could not be read, and what serves in its place.
     """
 
     kind: str
@@ -58,7 +67,8 @@ class Inspection:
         lines = [f"arr-coc on {self.architecture} ({self.kind})"]
         for name in ("tower", "sites", "attention", "context", "own", "tokens"):
             value = getattr(self, name)
-            lines.append(f"  {name:<10} {', '.join(value) if isinstance(value, list) else value}")
+            said = (", ".join(value) or "none") if isinstance(value, list) else value
+            lines.append(f"  {name:<10} {said}")
         lines.append(
             f"  {'size':<10} {self.trainable:,} plastic parameters, {self.state_bytes:,} bytes of state"
         )
@@ -71,58 +81,150 @@ def kind_of(model: Any) -> str:
     Raises:
         TypeError: for anything else; says what was given and what would work.
     """
+    name = type(model).__name__
     config = getattr(model, "config", None)
-    parts = [name for name in ("vision_config", "text_config") if getattr(config, name, None) is not None]
-    if config is None or len(parts) < 2:
-        has = f"its config has {parts[0]} only" if parts else "its config names no vision and no text part"
+    sees = visual_inputs(model) if isinstance(model, nn.Module) and config is not None else ()
+    if not sees:
+        has = "it has no config of transformers" if config is None else f"its forward takes {_takes(model)}"
         raise TypeError(
-            f"{type(model).__name__} is no vision-language model that can be attached to: {has}. "
+            f"{name} is no vision-language model that can be attached to: {has} and no pixels. "
             "What works: a dual encoder (CLIPModel, SiglipModel, ...) or a generative model "
             "(LlavaForConditionalGeneration, ...) from transformers."
         )
-    if hasattr(model, "get_image_features") and hasattr(model, "get_text_features"):
-        return "dual"
     generates = getattr(model, "can_generate", None)
     if generates is not None and generates():
         return "generative"
+    if "input_ids" in inspect.signature(model.forward).parameters and scores_texts(model):
+        return "dual"
     raise TypeError(
-        f"{type(model).__name__} has no image-text scores and no language-model head; use a class with one "
-        "(for example LlavaForConditionalGeneration instead of LlavaModel)."
+        f"{name} has no image-text scores and no language-model head. What works: a whole dual encoder "
+        "(CLIPModel rather than CLIPVisionModel) or a model that writes (LlavaForConditionalGeneration "
+        "rather than LlavaModel)."
     )
 
 
-def find_tower(model: Any, config_name: str) -> Tower:
+def _takes(model: Any) -> str:
+    names = [
+        n for n in inspect.signature(model.forward).parameters if n.endswith(("ids", "values", "features"))
+    ]
+    return ", ".join(names) or "none of the usual inputs"
+
+
+def visual_inputs(model: Any) -> tuple[str, ...]:
+    """The names of the pixel inputs of a model's forward."""
+    names = inspect.signature(model.forward).parameters
+    return tuple(
+        n for n in names if re.fullmatch(r"(\w+_)?pixel_values(_\w+)?|flattened_patches|image_patches", n)
+    )
+
+
+def scores_texts(model: Any) -> bool:
+    """Whether a forward pass of the model ends in scores of texts: its output class says."""
+    said = inspect.signature(model.forward).return_annotation
+    outputs = getattr(said, "__args__", (said,))
+    return any(n.startswith("logits_per_") for o in outputs for n in getattr(o, "__dataclass_fields__", ()))
+
+
+def find_tower(model: Any, config_name: str, blocks: str = "") -> Tower:
     """The tower whose config is `model.config.<config_name>`, and its blocks.
 
+    Args:
+        blocks: path of its list of blocks, where that is known.
+
     Raises:
-        ValueError: if no module has that config, or the one that has it has no list of blocks with attention.
+        ValueError: if no module has that config, or the one that has it has no list of blocks.
     """
-    config = getattr(model.config, config_name)
+    config = getattr(model.config, config_name, None)
     same = type(config)  # some towers keep a copy of their config, so the object itself is no criterion
-    owners = [
-        (path, m) for path, m in model.named_modules() if type(getattr(m, "config", None)) is same and path
-    ]
     # the outermost owner of a list of blocks is the tower
-    for path, module in owners:
-        lists = [
-            (name, stack)
-            for name, stack in module.named_modules()
-            if isinstance(stack, nn.ModuleList) and len(stack) and attention_of(stack[0])[1] is not None
-        ]
-        if lists:
-            name, blocks = max(lists, key=lambda item: len(item[1]))
-            return Tower(path, module, blocks, f"{path}.{name}", int(config.hidden_size))
+    for path, module in model.named_modules():
+        if path and config is not None and type(getattr(module, "config", None)) is same:
+            found = (blocks, module.get_submodule(blocks)) if blocks else longest_stack(module)
+            if found is not None:
+                name, stack = found
+                return Tower(path, module, stack, f"{path}.{name}", _width(config, stack))
     raise ValueError(
-        f"{type(model).__name__}: no tower with attention blocks was found for its {config_name}"
+        f"{type(model).__name__}: no tower with a list of blocks was found for its {config_name}"
     )
 
 
-def attention_of(block: nn.Module) -> tuple[str, nn.Module | None]:
-    """Path and module of a block's first attention module that dispatches by its config."""
-    for path, module in block.named_modules():
-        if path and "attention" in type(module).__name__.lower() and hasattr(module, "config"):
-            return path, module
-    return "", None
+def _width(config: Any, blocks: nn.ModuleList) -> int:
+    """Of a tower's hidden states: what its config says, or the channels of its last block's output."""
+    if any(_attends(block) for block in blocks):
+        return int(config.hidden_size)
+    norms = [m for m in blocks[-1].modules() if isinstance(m, nn.BatchNorm2d)]
+    return int(norms[-1].num_features) if norms else int(config.hidden_size)
+
+
+def find_decoder(model: Any) -> Tower:
+    """The stack of blocks that the model's words come from.
+
+    Raises:
+        ValueError: if the model names no decoder, or it has no list of blocks with attention.
+    """
+    root = model.get_decoder()
+    inner = getattr(root, "decoder", None)
+    if getattr(root, "encoder", None) is not None and isinstance(inner, nn.Module):
+        root = inner  # an encoder-decoder inside a vision-language model
+    found = longest_stack(root)
+    if found is None:
+        raise ValueError(f"{type(model).__name__}: its decoder {type(root).__name__} has no attention blocks")
+    name, blocks = found
+    path = path_of(model, root)
+    width = int(model.config.get_text_config(decoder=True).hidden_size)
+    return Tower(path, root, blocks, f"{path}.{name}" if path else name, width)
+
+
+def longest_stack(root: Any) -> tuple[str, nn.ModuleList] | None:
+    """Path and module of the longest list of blocks with attention on the language side (or in the only
+    tower), or of the longest of any; the outermost of equals."""
+    lists = [(p, m) for p, m in root.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    stacks = [(p, m) for p, m in lists if any(_attends(block) for block in m)] or lists
+    words = [(path, stack) for path, stack in stacks if not _SENSES.search(path.lower())]
+    return max(words or stacks, key=lambda item: (len(item[1]), -item[0].count(".")), default=None)
+
+
+def _attends(block: nn.Module) -> bool:
+    return any(re.search(r"attention|attn", type(m).__name__.lower()) for _, m in block.named_modules())
+
+
+def path_of(model: Any, module: Any) -> str:
+    """Where a module stands inside the model ("" for the model itself)."""
+    return next(path for path, m in model.named_modules() if m is module)
+
+
+def speaker_of(model: Any) -> Any:
+    """The module whose forward gives the logits of every written token: the model, or, where the model's own
+    `generate` hands over to an inner language model, that one."""
+    from transformers import GenerationMixin
+
+    if getattr(type(model), "generate", None) is GenerationMixin.generate:
+        return model
+    for inner in (model.get_decoder(), *model.children()):
+        writes = getattr(inner, "can_generate", None)
+        if inner is not model and writes is not None and writes():
+            return inner
+    return model
+
+
+def dispatches(module: Any) -> bool:
+    """Whether an attention module hands its query and key to transformers' `AttentionInterface`."""
+    if not hasattr(module, "config"):
+        return False
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def attention_in(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Path and module of every attention module below that dispatches."""
+    for path, module in root.named_modules():
+        if path and dispatches(module):
+            yield path, module
+
+
+def is_cross(path: str, module: nn.Module) -> bool:
+    """Whether an attention module looks at what another stack made."""
+    return bool(_CROSS.search(path.lower()) or _CROSS.search(type(module).__name__.lower()))
 
 
 def choose_sites(sites: tuple[int, ...], depth: int, default: tuple[int, ...]) -> tuple[int, ...]:

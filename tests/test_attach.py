@@ -240,7 +240,7 @@ def test_wrong_models_sites_and_second_attachments_are_refused() -> None:
     attached.detach()
     with pytest.raises(TypeError, match="dual encoder"):
         attach(model.vision_model)
-    with pytest.raises(TypeError, match="no vision and no text part"):
+    with pytest.raises(TypeError, match="no config of transformers"):
         attach(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="did you mean 'attention_gated'"):
         ArrCocConfig(rule="attention")

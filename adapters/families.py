@@ -1,0 +1,42 @@
+"""What structure cannot tell about a family of models: one declarative entry each, by config.model_type."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's entry.
+
+    Args:
+        token_ids: names of the config's fields with the ids of visual tokens, where they are not the usual
+            ones.
+        marker: an input of forward, (B, T), that is set where visual tokens stand.
+        in_front: the model puts its visual tokens in front of the words, and input_ids has no place for them.
+        appended: what an encoder adds to input_ids comes behind it.
+        blocks: path of the list of blocks whose outputs are tokens, inside a vision tower that has others.
+        streams: the axis of a block's output over which its residual runs in parallel streams.
+    """
+
+    token_ids: tuple[str, ...] = ()
+    marker: str = ""
+    in_front: bool = False
+    appended: bool = False
+    streams: int | None = None
+    blocks: str = ""
+
+
+FAMILIES: dict[str, Family] = {
+    "gemma3n": Family(streams=0),
+    "git": Family(in_front=True),
+    "kosmos-2": Family(marker="image_embeds_position_mask"),
+    "kosmos-2.5": Family(marker="image_embeds_position_mask"),
+    "udop": Family(appended=True),
+    # its longer stacks run over space and over time in turn: only these see all tokens of a video
+    "videoprism": Family(blocks="auxiliary_layers"),
+}
+
+
+def family_of(model: Any) -> Family:
+    """The entry of a model's family; an empty one for most."""
+    return FAMILIES.get(str(getattr(model.config, "model_type", "")), Family())
