@@ -27,6 +27,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
+    "arr_coc_timm_dual": Family(blocks="blocks"),
     "gemma3n": Family(streams=0),
     "git": Family(in_front=True),
     "kosmos-2": Family(marker="image_embeds_position_mask"),

@@ -89,7 +89,7 @@ def kind_of(model: Any) -> str:
         raise TypeError(
             f"{name} is no vision-language model that can be attached to: {has} and no pixels. "
             "What works: a dual encoder (CLIPModel, SiglipModel, ...) or a generative model "
-            "(LlavaForConditionalGeneration, ...) from transformers."
+            "(LlavaForConditionalGeneration, ...) from transformers, or a timm tower wrapped by timm_dual."
         )
     generates = getattr(model, "can_generate", None)
     if generates is not None and generates():
@@ -150,10 +150,9 @@ def find_tower(model: Any, config_name: str, blocks: str = "") -> Tower:
 
 def _width(config: Any, blocks: nn.ModuleList) -> int:
     """Of a tower's hidden states: what its config says, or the channels of its last block's output."""
-    if any(_attends(block) for block in blocks):
-        return int(config.hidden_size)
+    said = getattr(config, "hidden_size", None)
     norms = [m for m in blocks[-1].modules() if isinstance(m, nn.BatchNorm2d)]
-    return int(norms[-1].num_features) if norms else int(config.hidden_size)
+    return int(said) if said or not norms else int(norms[-1].num_features)
 
 
 def find_decoder(model: Any) -> Tower:
