@@ -152,7 +152,7 @@ def _width(config: Any, blocks: nn.ModuleList) -> int:
     """Of a tower's hidden states: what its config says, or the channels of its last block's output."""
     said = getattr(config, "hidden_size", None)
     norms = [m for m in blocks[-1].modules() if isinstance(m, nn.BatchNorm2d)]
-    return int(said) if said or not norms else int(norms[-1].num_features)
+    return int(norms[-1].num_features) if norms and not said else int(config.hidden_size)
 
 
 def find_decoder(model: Any) -> Tower:

@@ -190,6 +190,7 @@ class TimmDualEncoder(nn.Module):
         self.visual_projection = nn.Linear(self.vision_model.width, texts.width)
         nn.init.zeros_(self.visual_projection.weight)
         nn.init.zeros_(self.visual_projection.bias)
+        self.logit_scale: Tensor
         self.register_buffer("logit_scale", torch.tensor(scale).log())
         self.eval()
 

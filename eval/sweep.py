@@ -1,0 +1,194 @@
+"""The compatibility sweep: attach to a tiny random model of every architecture, and see that it holds.
+
+Of each: attached outputs equal the bare model's bit for bit before anything is learned, with learning off and
+after detach; relevance has one value per visual token and sums to 1; learning moves the answer to the label;
+a saved adapter goes on where it stopped; `generate` writes what was taught, where the model can generate; the
+backbone's weights are the same at the end, and no hook is left.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from arr_coc.adapters.attach import ArrCocModel, attach
+from arr_coc.adapters.generative import IGNORE, GenerativeBody
+from arr_coc.config import ArrCocConfig
+from arr_coc.eval.tiny_inputs import example
+from arr_coc.eval.tiny_models import architectures, class_of, tiny_model
+
+CONFIG = ArrCocConfig(width=16, expansion=8)
+STEPS = 4
+ANSWERS = (7, 8)  # token ids that the two samples are taught
+Record = dict[str, Any]
+
+
+class Broken(AssertionError):
+    """A promise that does not hold for an architecture."""
+
+
+def promise(held: bool, what: str) -> None:
+    """Raises `Broken` with what was promised unless it held."""
+    if not held:
+        raise Broken(what)
+
+
+def fingerprint(model: Any) -> str:
+    """SHA-256 over a model's state dict, names and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hooks_in(model: Any) -> int:
+    """How many forward hooks stand in a model."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def scores(output: Any) -> Tensor:
+    """The logits of a dual encoder's or a generative model's output."""
+    names = ("logits_per_image", "logits_per_video", "logits")
+    return next(getattr(output, n) for n in names if getattr(output, n, None) is not None)
+
+
+def taught(attached: ArrCocModel, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """The inputs with answers behind them, and the labels that teach them."""
+    if not isinstance(attached.body, GenerativeBody):
+        return inputs, torch.tensor([1, 0])
+    answers = torch.tensor([[a] for a in ANSWERS])
+    if attached.body.encoder_decoder:
+        return inputs, answers
+    ids = inputs["input_ids"]
+    longer = {k: _longer(v, ids, k) for k, v in inputs.items()}
+    longer["input_ids"] = torch.cat([ids, answers], 1)
+    return longer, torch.cat([torch.full_like(ids, IGNORE), answers], 1)
+
+
+def _longer(value: Tensor, ids: Tensor, name: str) -> Tensor:
+    """One position more, for an input with a value per position of input_ids."""
+    if value.shape[:2] != ids.shape or value.is_floating_point():
+        return value
+    last = (
+        value[:, -1:] if "mask" in name and "position_mask" not in name else torch.zeros_like(value[:, -1:])
+    )
+    return torch.cat([value, last], 1)
+
+
+def probability(attached: ArrCocModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """log p of the taught answers, (2,)."""
+    body = attached.body
+    if not isinstance(body, GenerativeBody):
+        return scores(attached(**inputs)).float().log_softmax(-1).gather(1, labels.unsqueeze(1))[:, 0]
+    given = {k: v for k, v in body.with_answers(inputs, labels).items()}
+    place = -1 if body.encoder_decoder else -2
+    logits = scores(attached(**given))[:, place].float()
+    return logits.log_softmax(-1).gather(1, torch.tensor(ANSWERS).unsqueeze(1))[:, 0]
+
+
+def check(model: Any, task: str) -> Record:
+    """What holds for one model; raises where something does not."""
+    inputs = example(model)
+    with torch.no_grad():
+        bare = scores(model(**inputs)).clone()
+    weights, hooks = fingerprint(model), hooks_in(model)
+    attached = attach(model, CONFIG)
+    record: Record = {"sites": len(attached.inspect().sites), "attention": len(attached.inspect().attention)}
+    record["notes"] = attached.inspect().notes
+    try:
+        output = attached(**inputs)
+        promise(torch.equal(scores(output), bare), "outputs equal the bare model's before learning")
+        relevance = getattr(output, "relevance", None)
+        promise(relevance is not None, "a pass that shows a picture has relevance")
+        assert relevance is not None
+        promise(bool((relevance.sum(1) - 1).abs().max() < 1e-5), "relevance sums to 1")
+        record["tokens"] = int(relevance.shape[1])
+        given, labels = taught(attached, inputs)
+        before = probability(attached, given, labels)
+        for _ in range(STEPS):
+            attached.learn(labels=labels, **given)
+        after = probability(attached, given, labels)
+        promise(bool((after > before).all()), f"learning moves the answer to the label ({before} to {after})")
+        with attached.disable():
+            promise(
+                torch.equal(scores(attached(**inputs)), bare), "outputs equal the bare model's when disabled"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            attached.save_pretrained(Path(folder) / "adapter")
+            attached.detach()
+            attached = ArrCocModel.from_pretrained(model, Path(folder) / "adapter")
+        promise(torch.equal(probability(attached, given, labels), after), "a loaded adapter answers the same")
+        if task == "generative":
+            record["written"] = _written(attached, inputs)
+    finally:
+        attached.detach()
+    promise(hooks_in(model) == hooks, "no hook is left")
+    with torch.no_grad():
+        promise(torch.equal(scores(model(**inputs)), bare), "outputs equal the bare model's after detach")
+    promise(fingerprint(model) == weights, "the backbone's weights are untouched")
+    return record
+
+
+def _written(attached: ArrCocModel, inputs: dict[str, Tensor]) -> str:
+    """Whether `generate` writes the answers that were taught: "yes", "no", or why it cannot at all."""
+    prompt = {k: v for k, v in inputs.items() if k != "decoder_input_ids"}
+    with attached.disable():
+        try:
+            plain = attached.generate(**prompt, max_new_tokens=1, do_sample=False)
+        except Exception as error:  # the bare model's own failure, whatever it is
+            return f"the bare model cannot: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
+    ids = attached.generate(**prompt, max_new_tokens=1, do_sample=False)
+    promise(ids.shape[0] == plain.shape[0], "generate writes one answer a sample")
+    return "yes" if ids[:, -1].tolist() == list(ANSWERS) else "no"
+
+
+def sweep(kinds: Iterable[str] = ()) -> Iterable[Record]:
+    """One record an architecture, as they come; all of the installed transformers, or those named.
+
+    Raises:
+        ValueError: for a name that transformers does not map; says which there are.
+    """
+    wanted = set(kinds)
+    every = architectures()
+    unknown = wanted - {kind for kind, _ in every}
+    if unknown:
+        raise ValueError(f"no architectures {sorted(unknown)}; there are {', '.join(k for k, _ in every)}")
+    for kind, task in every:
+        if not wanted or kind in wanted:
+            yield one(kind, task)
+
+
+def one(kind: str, task: str) -> Record:
+    """Build one architecture's tiny model and check it."""
+    start = time.perf_counter()
+    record: Record = {"architecture": kind, "task": task, "model": class_of(kind, task).__name__}
+    stage = "built"
+    try:
+        model = tiny_model(kind, task)
+        with torch.no_grad():
+            scores(model(**example(model)))
+        stage = "held"
+        record |= {"built": True, "held": False}
+        record |= {**check(model, task), "held": True}
+    except Exception as error:  # a table of what does not work is what this is for
+        record |= {
+            stage: False,
+            "why": f"{type(error).__name__}: {(str(error) or '?').splitlines()[0][:160]}",
+        }
+    record["seconds"] = round(time.perf_counter() - start, 2)
+    return record
+
+
+def save(records: list[Record], path: Path) -> None:
+    """One JSON file: the version of transformers, and a record an architecture."""
+    kept = [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+    whole = {"transformers": transformers.__version__, "architectures": kept}
+    path.write_text(json.dumps(whole, indent=1) + "\n")
