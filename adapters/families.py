@@ -15,7 +15,8 @@ class Family:
         in_front: the model puts its visual tokens in front of the words, and input_ids has no place for them.
         appended: what an encoder adds to input_ids comes behind it.
         blocks: path of the list of blocks whose outputs are tokens, inside a vision tower that has others.
-        streams: the axis of a block's output over which its residual runs in parallel streams.
+        streams: the axis of a block's output that its residual's parallel streams stand in, where it is not
+            the one behind the positions.
     """
 
     token_ids: tuple[str, ...] = ()

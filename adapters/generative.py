@@ -269,7 +269,10 @@ class GenerativeBody:
 
     def _sequence(self, hidden: Tensor) -> Tensor:
         """(B, T, d) of a block's output: the parallel streams of a residual are averaged."""
-        return hidden if self.family.streams is None else hidden.mean(self.family.streams)
+        if hidden.dim() == 4:
+            return hidden.mean(2 if self.family.streams is None else self.family.streams)
+        folded = hidden.unflatten(-1, (-1, self.tower.width))  # streams side by side in one vector
+        return hidden if folded.shape[2] == 1 else folded.mean(2)
 
     def percept(self, capture: Capture, seen: Seen, sample: Tensor, place: Tensor, row: Tensor) -> Percept:
         """One percept per (sample, position): `place` in the decoder's sequence (from the end), `row` in the

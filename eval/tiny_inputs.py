@@ -45,7 +45,7 @@ def example(model: Any, batch: int = 2, seed: int = 0, words: int = 6) -> dict[s
 
 
 def ids_of(model: Any) -> list[int]:
-    """The token ids that stand for a picture's tokens in a prompt; none where prompts have no place for it."""
+    """The token ids that stand for a picture's tokens in a prompt; none where it has no place."""
     found = [getattr(model.config, name, None) for name in _TOKENS]
     found.append((getattr(model.config, "vocabulary_map", None) or {}).get("<image>"))
     return [int(i) for i in found if i is not None][:1]
@@ -295,9 +295,23 @@ def _queried(model: Any, inputs: dict[str, Tensor], batch: int, draw: torch.Gene
     return {**inputs, "input_ids": text, "attention_mask": torch.ones_like(text)}
 
 
+def start_of(model: Any) -> int:
+    """The token that an encoder-decoder's answers start from."""
+    known = (model.generation_config, model.config, model.config.get_text_config(decoder=True))
+    found = (getattr(config, "decoder_start_token_id", None) for config in known)
+    return next((int(i) for i in found if i is not None), 0)
+
+
+def _begun(model: Any, inputs: dict[str, Tensor], batch: int, draw: torch.Generator) -> dict[str, Tensor]:
+    """BLIP's prompts begin with a token that `generate` would put there."""
+    if model.can_generate():
+        inputs["input_ids"][:, 0] = model.config.text_config.bos_token_id
+    return inputs
+
+
 def _boxed(model: Any, inputs: dict[str, Tensor], batch: int, draw: torch.Generator) -> dict[str, Tensor]:
     boxes = torch.rand(*inputs["input_ids"].shape, 4, generator=draw)
-    return {**inputs, "bbox": boxes, "decoder_input_ids": torch.zeros(batch, 1, dtype=torch.long)}
+    return {**inputs, "bbox": boxes, "decoder_input_ids": torch.full((batch, 1), start_of(model))}
 
 
 def _decoded(model: Any, inputs: dict[str, Tensor], batch: int, draw: torch.Generator) -> dict[str, Tensor]:
@@ -307,7 +321,7 @@ def _decoded(model: Any, inputs: dict[str, Tensor], batch: int, draw: torch.Gene
         for k, v in inputs.items()
         if k != "input_ids" and (k != "attention_mask" or v.is_floating_point())
     }
-    return {**rest, "decoder_input_ids": torch.full((batch, 1), 2)}
+    return {**rest, "decoder_input_ids": torch.full((batch, 1), start_of(model))}
 
 
 Pictures = Callable[[Any, int, torch.Generator], dict[str, Tensor]]
@@ -335,6 +349,7 @@ FURTHER: dict[str, Callable[[Any, dict[str, Tensor], int, torch.Generator], dict
     "idefics": _idefics,
     **dict.fromkeys(("instructblip", "instructblipvideo"), _instructed),
     "blip-2": _queried,
+    "blip": _begun,
     "udop": _boxed,
     **dict.fromkeys(("pix2struct", "vision-encoder-decoder", "pp_formulanet"), _decoded),
 }

@@ -138,4 +138,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "output_proj_dims": 64,
         }
     },
+    "udop": {"decoder_start_token_id": 2, "pad_token_id": 0},
+    "vision-encoder-decoder": {"decoder_start_token_id": 2, "pad_token_id": 0},
 }
