@@ -68,7 +68,7 @@ def counted(model: Any, seen: dict[str, Tensor], batch: int) -> int:
         return 0
     features = owners[0].get_image_features
     takes = inspect.signature(features).parameters
-    given = {k: v for k, v in seen.items() if k in takes or "args" in takes}
+    given = {k: v for k, v in seen.items() if k in takes or "kwargs" in takes}
     with torch.inference_mode():
         return rows_in(features(**given)) // batch
 
@@ -153,15 +153,34 @@ def _of_patches(model: Any, batch: int, draw: torch.Generator) -> dict[str, Tens
     return {**seen, "pixel_values": seen["pixel_values"].reshape(len(seen["pixel_values"]), -1, patch, patch)}
 
 
-def _in_one_row(model: Any, batch: int, draw: torch.Generator) -> dict[str, Tensor]:
-    seen = _of_patches(model, batch, draw)
-    return {**seen, "pixel_values": seen["pixel_values"].unsqueeze(0)}
-
-
 def _several(model: Any, batch: int, draw: torch.Generator) -> dict[str, Tensor]:
     """(B, pictures, C, H, W), and which pixels are no padding."""
     pixels = pictures(model, batch, draw)["pixel_values"].unsqueeze(1)
     return {"pixel_values": pixels, "pixel_attention_mask": torch.ones_like(pixels[:, :, 0]).bool()}
+
+
+def _tiles(model: Any, batch: int, draw: torch.Generator) -> dict[str, Tensor]:
+    """(B, tiles, C, H, W), and which tiles there are."""
+    pixels = pictures(model, batch, draw)["pixel_values"].unsqueeze(1)
+    return {"pixel_values": pixels, "pixel_attention_mask": torch.ones(batch, 1, dtype=torch.bool)}
+
+
+def _film(model: Any, batch: int, draw: torch.Generator) -> dict[str, Tensor]:
+    """(B, frames, C, H, W) in the place of pictures."""
+    side = _first(look_of(model), "image_size", default=56)
+    return {"pixel_values": torch.randn(batch, 4, 3, side, side, generator=draw)}
+
+
+def _folded(model: Any, batch: int, draw: torch.Generator) -> dict[str, Tensor]:
+    """Patches with time first and channels last, (patches, t, p, p, C), as Inkling takes them."""
+    config = look_of(model)
+    shape = batch * 4, config.temporal_patch_size, config.patch_size, config.patch_size, 3
+    return {"pixel_values": torch.randn(*shape, generator=draw)}
+
+
+def _one_tile(model: Any, batch: int, draw: torch.Generator) -> dict[str, Tensor]:
+    side = model.config.vision_config.model_args["img_size"][0]
+    return {"pixel_values": torch.randn(batch, 1, 3, side, side, generator=draw)}
 
 
 def _cropped(model: Any, batch: int, draw: torch.Generator) -> dict[str, Tensor]:
@@ -239,7 +258,7 @@ def _channels_last(model: Any, batch: int, draw: torch.Generator) -> dict[str, T
     config = look_of(model)
     merge, patch = config.spatial_merge_size, config.patch_size
     pixels = torch.randn(batch * 4, merge * patch, merge * patch, config.num_channels, generator=draw)
-    grid = torch.tensor([[1, 2 * merge, 2 * merge]] * batch)
+    grid = torch.tensor([[1, 2, 2]] * batch)
     return {"pixel_values": pixels, "image_grid_thw": grid}
 
 
@@ -324,11 +343,19 @@ def _decoded(model: Any, inputs: dict[str, Tensor], batch: int, draw: torch.Gene
     return {**rest, "decoder_input_ids": torch.full((batch, 1), start_of(model))}
 
 
+def _begins(model: Any, inputs: dict[str, Tensor], batch: int, draw: torch.Generator) -> dict[str, Tensor]:
+    return {**inputs, "decoder_input_ids": torch.full((batch, 1), start_of(model))}
+
+
 Pictures = Callable[[Any, int, torch.Generator], dict[str, Tensor]]
 PICTURES: dict[str, Pictures] = {
     **dict.fromkeys(("kimi_k25",), _of_patches),
-    "paddleocr_vl": _in_one_row,
-    **dict.fromkeys(("idefics", "idefics2", "idefics3", "smolvlm", "granite_docling"), _several),
+    "paddleocr_vl": _of_patches,
+    **dict.fromkeys(("idefics", "idefics2", "idefics3", "smolvlm"), _several),
+    "granite_docling": _tiles,
+    "instructblipvideo": _film,
+    "inkling_mm_model": _folded,
+    "perception_lm": _one_tile,
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision", "granite4_vision"), _cropped),
     "mllama": _tiled,
     **dict.fromkeys(("gemma4", "gemma4_unified"), _gemma4),
@@ -352,4 +379,5 @@ FURTHER: dict[str, Callable[[Any, dict[str, Tensor], int, torch.Generator], dict
     "blip": _begun,
     "udop": _boxed,
     **dict.fromkeys(("pix2struct", "vision-encoder-decoder", "pp_formulanet"), _decoded),
+    "t5gemma2": _begins,
 }

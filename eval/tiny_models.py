@@ -90,10 +90,21 @@ def tiny_model(kind: str, task: str, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = class_of(kind, task)(config)
-        for parameter in model.parameters():  # some towers start at 1e-10: every picture would look the same
-            if parameter.dim() > 1 and 0 <= float(parameter.detach().std()) < 1e-3:
-                torch.nn.init.normal_(parameter, std=0.05)
+        for parameter in model.parameters():
+            _enliven(parameter)
     return model.float().eval()
+
+
+def _enliven(parameter: torch.nn.Parameter) -> None:
+    """Some towers start at 1e-10, and deep convolutions at .02: no picture would come through."""
+    if parameter.dim() < 2 or not parameter.is_floating_point():
+        return
+    fan_in = parameter[0].numel()
+    spread = float(parameter.detach().std())
+    if parameter.dim() == 4 and spread * fan_in**0.5 < 0.5:
+        torch.nn.init.normal_(parameter, std=1.4 / fan_in**0.5)
+    elif spread < 1e-3:
+        torch.nn.init.normal_(parameter, std=0.05)
 
 
 def shrink(fields: dict[str, Any], ids: dict[int, int] | None = None) -> dict[str, Any]:
