@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 SIDE = 4  # patches along a side, before a projector merges them
-_TOKENS = ("image_token_id", "image_token_index")
+_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 CANDIDATES = 3
 
 
@@ -82,6 +82,13 @@ def rows_in(features: Any) -> int:
     if isinstance(features, list | tuple):
         return sum(rows_in(f) for f in features)
     return features.numel() // features.shape[-1]
+
+
+def _of_first_depth(model: Any, seen: dict[str, Tensor], batch: int) -> int:
+    """Granite 4 gives its features layer by layer: (layer, features) pairs, each with all tokens."""
+    with torch.inference_mode():
+        _, features = model.get_image_features(**seen).deepstack_features[0]
+    return rows_in(features) // batch
 
 
 def look_of(model: Any) -> Any:
@@ -368,6 +375,8 @@ PICTURES: dict[str, Pictures] = {
 }
 COUNTS: dict[str, Callable[[Any, dict[str, Tensor], int], int]] = {
     "mllama": lambda model, seen, batch: 0,
+    "granite4_vision": _of_first_depth,
+    "instructblipvideo": lambda model, seen, batch: 4 * model.config.num_query_tokens,
     **dict.fromkeys(("blip-2", "instructblip"), lambda model, seen, batch: model.config.num_query_tokens),
 }
 FURTHER: dict[str, Callable[[Any, dict[str, Tensor], int, torch.Generator], dict[str, Tensor]]] = {

@@ -34,7 +34,7 @@ _RULES: list[tuple[str, int]] = [
     (r"(\w+_)?(intermediate_size(_mlp)?|ffn_dim|mlp_dim)|d_ff|merged_hidden_size", 2 * WIDTH),
     (
         r"(\w+_)?(hidden_size|hidden_dim|embed_dim|lora_rank|projection_dim|projection_size|output_dim"
-        r"|output_size|project_dim|embed_proj_dim)(_per_layer_input)?|d_model|projector_(in|out)put_dim",
+        r"|output_size|project_dim|embed_proj_dim)(_per_layer_input)?|d_model|projector_(in|out)put_dim|adapter_(in|out)_dim|adapter_input_size",
         WIDTH,
     ),
     (r"(unpadded_)?vocab_size(_per_layer_input)?", VOCABULARY),

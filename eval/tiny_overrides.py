@@ -31,7 +31,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "text_config.rope_parameters": {"full_attention": _MROPE, "sliding_attention": _MROPE},
     },
     "cosmos3_edge": {"text_config.rope_parameters": _MROPE},
-    "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
+    "deepseek_ocr2": {
+        "text_config.num_experts_per_tok": 2,
+        "vision_config.sam_config.downsample_channels": [32, 64],
+        "text_config.mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    },
     "diffusion_gemma": {
         "text_config.num_experts": 4,
         "text_config.top_k_experts": 2,
@@ -67,7 +71,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "glm5_next": {"text_config.num_key_value_heads": 4},
     "granite4_vision": {
         "downsample_rate": "1/2",
-        "image_grid_pinpoints": [[64, 64]],
+        "image_grid_pinpoints": [[128, 128]],
         "deepstack_layer_map": [(-1, 1)],
         "spatial_target_layers": [2],
     },
@@ -77,7 +81,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "hy_v4_vl": {"text_config.rope_parameters": {**_ROPE, "mrope_section": [2, 1, 1]}},
     "molmo2": {
-        "vision_config.image_size": 56,
+        "vision_config.image_size": [56, 56],
         "vision_config.num_position_embeddings": 16,
         "adapter_config.vision_feature_layer": [3, 2],
     },
@@ -164,15 +168,28 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "image_token_offset": 600,
         "audio_token_offset": 608,
     },
-    "dots3_note": {"text_config.per_layer_config": None},
+    "dots3_note": {
+        "text_config.head_dim": 24,
+        "text_config.num_key_value_heads": 4,
+        "text_config.per_layer_config": None,
+    },
     "idefics": {"alpha_initializer": "ones"},
     "kimi_k25": {"text_config.head_dim": 8, "text_config.num_key_value_heads": 4},
     "kosmos-2.5": {"latent_query_num": 8},
     "llama4": {"vision_config.intermediate_size": 256, "vision_config.vision_output_dim": 64},
     "mllama": {"vision_config.vision_output_dim": 192, "vision_config.num_global_layers": 2},
-    "muse_glimmer": {"projector_hidden_size": 256},
-    "muse_spark": {"projector_hidden_size": 256},
+    "muse_glimmer": {
+        "out_hidden_size": 256,
+        "vision_config.out_hidden_size": 256,
+        "projector_hidden_size": 256,
+    },
+    "muse_spark": {
+        "out_hidden_size": 256,
+        "vision_config.out_hidden_size": 256,
+        "projector_hidden_size": 256,
+    },
     "perception_lm": {
+        "vision_config.architecture": "vit_pe_lang_large_patch14_448",
         "vision_config.model_args": {
             "embed_dim": 64,
             "depth": 2,
@@ -182,6 +199,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "global_pool": "",
             "use_post_transformer_norm": False,
             "ref_feat_shape": (4, 4),
-        }
+        },
     },
+    "unlimited_ocr": {"vision_config.sam_config.downsample_channels": [32, 64]},
+    "paddleocr_vl": {"text_config.rope_parameters": _MROPE},
 }
