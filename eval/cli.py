@@ -1,6 +1,5 @@
 """The command line: `arr-coc demo | eval | rules | bench | inspect | card`."""
 
-import difflib
 import json
 from contextlib import contextmanager
 from pathlib import Path
@@ -282,27 +281,35 @@ def bench(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="'dual', 'generative', a folder, or a name on the hub")],
+    model: Annotated[
+        str, typer.Argument(help="'dual', 'generative', a folder, a config.json, or a name on the hub")
+    ] = "",
     hub: Annotated[bool, typer.Option(help="allow a download by name")] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="attach to a tiny model of every architecture of transformers")
+    ] = False,
+    only: Annotated[str, typer.Option(help="with --sweep: architectures, separated by commas")] = "",
+    json_out: Annotated[Path | None, typer.Option("--json", help="with --sweep: its records")] = None,
 ) -> None:
-    """What would be read from a model, and where."""
-    from arr_coc.adapters import attach, embedded
+    """What would be read from a model, and where; or what holds for which architecture."""
+    from arr_coc.eval import sweep as sweeping
+    from arr_coc.eval.inspection import inspect_model
 
     with _errors():
-        if model in ("dual", "generative"):
-            bare = embedded.load(model)[0]
-        elif Path(model).is_dir() or hub:
-            from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
-
-            config = AutoConfig.from_pretrained(model, local_files_only=not hub)
-            generates = type(config) in AutoModelForImageTextToText._model_mapping
-            kind = AutoModelForImageTextToText if generates else AutoModel
-            bare = kind.from_pretrained(model, local_files_only=not hub)
-        else:
-            near = difflib.get_close_matches(model, ("dual", "generative"), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{model!r} is no built-in model and no folder (use --hub for a download){hint}")
-        typer.echo(attach(bare).inspect())
+        if bool(model) == sweep:
+            raise ValueError("either a model or --sweep is needed")
+        if not sweep:
+            typer.echo(inspect_model(model, hub))
+            return
+        records = []
+        with _bar() as follow:
+            for record in sweeping.sweep(only.split(",") if only else ()):
+                records.append(record)
+                follow(record["architecture"], len(records), 0 if only else sweeping.count())
+        _table(sweeping.rows(records), sweeping.COLUMNS, "every architecture, tiny and random")
+        typer.echo(sweeping.verdict(records))
+        if json_out:
+            sweeping.save(records, json_out)
 
 
 @app.command()

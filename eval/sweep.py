@@ -27,6 +27,13 @@ from arr_coc.eval.tiny_models import architectures, class_of, tiny_model
 CONFIG = ArrCocConfig(width=16, expansion=8)
 STEPS = 4
 ANSWERS = (7, 8)  # token ids that the two samples are taught
+OUTSIDE = {  # mapped by transformers, and still nothing to attach to
+    "evolla": "proteins, no pictures",
+    "mistral4": "a language model alone",
+    "pi0": "robot actions, no words",
+    "diffusion_gemma": "denoises whole blocks: no next token to answer",
+    "llama4": "cannot run at all in this version: its forward reads a field that its output lacks",
+}
 SEPARATED = ("blip",)  # `generate` takes the last token of a prompt away: a separator
 Record = dict[str, Any]
 
@@ -193,6 +200,43 @@ def one(kind: str, task: str) -> Record:
         }
     record["seconds"] = round(time.perf_counter() - start, 2)
     return record
+
+
+COLUMNS = [
+    "architecture",
+    "model",
+    "holds",
+    "visual tokens",
+    "attention rows",
+    "generates what it was taught",
+]
+
+
+def rows(records: list[Record]) -> list[dict[str, Any]]:
+    """The table of a sweep, in words."""
+    shown = []
+    for r in records:
+        holds = "yes" if r.get("held") else OUTSIDE.get(r["architecture"]) or r.get("why", "?")
+        cells = (r["architecture"], r["model"], holds, r.get("tokens", ""), r.get("attention", ""))
+        shown.append(dict(zip(COLUMNS, (*cells, r.get("written", "")), strict=True)))
+    return shown
+
+
+def verdict(records: list[Record]) -> str:
+    """How many hold, of those that can be instantiated and are image-text models at all."""
+    inside = [r for r in records if r["architecture"] not in OUTSIDE]
+    held = sum(bool(r.get("held")) for r in inside)
+    writes = [r for r in inside if r.get("written") in ("yes", "no")]
+    wrote = sum(r["written"] == "yes" for r in writes)
+    return (
+        f"{held} of {len(inside)} hold ({held / max(len(inside), 1):.1%}); {wrote} of {len(writes)} that "
+        f"generate write what they were taught; transformers {transformers.__version__}"
+    )
+
+
+def count() -> int:
+    """How many architectures a whole sweep has."""
+    return len(architectures())
 
 
 def save(records: list[Record], path: Path) -> None:

@@ -63,14 +63,12 @@ def placed(model: Any, seen: dict[str, Tensor], text: Tensor, batch: int) -> Ten
 
 def counted(model: Any, seen: dict[str, Tensor], batch: int) -> int:
     """How many visual tokens a picture becomes, by the model's own features; 0 where it offers none."""
-    owners = [m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_image_features")]
-    if not owners:
+    takes = _of_features(model)
+    if not takes:
         return 0
-    features = owners[0].get_image_features
-    takes = inspect.signature(features).parameters
     given = {k: v for k, v in seen.items() if k in takes or "kwargs" in takes}
     with torch.inference_mode():
-        return rows_in(features(**given)) // batch
+        return rows_in(_with_features(model).get_image_features(**given)) // batch
 
 
 def rows_in(features: Any) -> int:
@@ -141,9 +139,16 @@ def pictures(model: Any, batch: int, draw: torch.Generator) -> dict[str, Tensor]
     return seen
 
 
-def _of_features(model: Any) -> Any:
-    owners = [m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_image_features")]
-    return inspect.signature(owners[0].get_image_features).parameters if owners else {}
+def _with_features(model: Any) -> Any:
+    """The model or its inner one, whichever tells its picture features; None if neither does."""
+    inner = getattr(model, "model", None)
+    return next((m for m in (model, inner) if hasattr(m, "get_image_features")), None)
+
+
+def _of_features(model: Any) -> dict[str, Any]:
+    """The parameters of `get_image_features`; none where there is no such method."""
+    owner = _with_features(model)
+    return {} if owner is None else dict(inspect.signature(owner.get_image_features).parameters)
 
 
 def numbered(patches: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def class_of(kind: str, task: str) -> Any:
 
 def tiny_config(kind: str, task: str = "") -> Any:
     """The architecture's default config, shrunk; `task` where an architecture has two."""
-    base = CONFIG_MAPPING[kind]
+    base: Any = CONFIG_MAPPING[kind]
     if kind == "vision-text-dual-encoder":
         parts = [
             CONFIG_MAPPING[name].from_dict(shrink(CONFIG_MAPPING[name]().to_dict()))
@@ -90,13 +90,15 @@ def tiny_model(kind: str, task: str, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = class_of(kind, task)(config)
-        for parameter in model.parameters():
-            _enliven(parameter)
+        for name, parameter in model.named_parameters():
+            _enliven(name, parameter)
     return model.float().eval()
 
 
-def _enliven(parameter: torch.nn.Parameter) -> None:
-    """Some towers start at 1e-10, and deep convolutions at .02: no picture would come through."""
+def _enliven(name: str, parameter: torch.nn.Parameter) -> None:
+    """Some towers start at 1e-10, deep convolutions at .02, gates at 0: no picture would come through."""
+    if name.endswith("gate") and parameter.numel() == 1:
+        torch.nn.init.constant_(parameter, 0.5)
     if parameter.dim() < 2 or not parameter.is_floating_point():
         return
     fan_in = parameter[0].numel()

@@ -1,0 +1,108 @@
+"""The compatibility sweep: tiny models of the architectures, attached to; and that a broken promise shows."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from arr_coc.adapters.generative import GenerativeBody
+from arr_coc.eval import sweep
+from arr_coc.eval.cli import app
+from arr_coc.eval.tiny_inputs import example
+from arr_coc.eval.tiny_models import LAYERS, architectures, shrink, tiny_config, tiny_model
+
+DOZEN = [
+    ("clip", "dual"),
+    ("siglip2", "dual"),  # patches in a row, of any size
+    ("blip-2", "dual"),  # queries, several embeddings a picture
+    ("align", "dual"),  # convolutions
+    ("vision-text-dual-encoder", "dual"),
+    ("qwen2_5_vl", "generative"),  # flat patches with grids
+    ("gemma3", "generative"),  # sliding attention
+    ("glm5_next", "generative"),  # parallel residual streams
+    ("git", "generative"),  # pictures in front of the words
+    ("kosmos-2", "generative"),  # places said by a mask
+    ("instructblip", "generative"),  # an inner language model generates
+    ("mllama", "generative"),  # cross-attention in the decoder
+    ("t5gemma2", "generative"),  # an encoder-decoder
+    ("pix2struct", "generative"),  # no prompt at all
+]
+ALL = [pytest.param(*a, marks=[] if a in DOZEN else pytest.mark.slow) for a in architectures()]
+
+
+@pytest.mark.parametrize(("kind", "task"), ALL)
+def test_every_promise_holds_for_the_architecture(kind: str, task: str) -> None:
+    if kind in sweep.OUTSIDE:
+        pytest.skip(sweep.OUTSIDE[kind])
+    record = sweep.one(kind, task)
+    assert record.get("held"), record
+    assert record.get("written", "yes") == "yes" or "the bare model cannot" in record["written"], record
+
+
+@pytest.mark.parametrize(("kind", "task"), DOZEN)
+def test_the_picture_reaches_the_answer_and_the_seed_is_kept(kind: str, task: str) -> None:
+    model, inputs = tiny_model(kind, task), example(tiny_model(kind, task))
+    again = tiny_model(kind, task)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    seen = [k for k, v in inputs.items() if v.is_floating_point() and "mask" not in k]
+    other = {**inputs, **{k: inputs[k].flip(0) for k in seen}}
+    with torch.no_grad():
+        one, two = (sweep.scores(model(**given)) for given in (inputs, other))
+    assert torch.isfinite(one).all()
+    assert not torch.allclose(one, two, atol=0, rtol=1e-6)
+
+
+def test_shrinking_keeps_equal_token_ids_equal_and_cuts_lists_by_layer() -> None:
+    fields: dict[str, Any] = {
+        "image_token_id": 151655,
+        "pad_token_id": 0,
+        "text_config": {
+            "num_hidden_layers": 8,
+            "hidden_size": 4096,
+            "layer_types": ["sliding_attention"] * 7 + ["full_attention"],
+            "image_token_id": 151655,
+            "eos_token_id": 151645,
+        },
+    }
+    small = shrink(fields)
+    text = small["text_config"]
+    assert small["image_token_id"] == text["image_token_id"] != text["eos_token_id"]
+    assert small["pad_token_id"] == 0
+    assert text["num_hidden_layers"] == LAYERS == len(text["layer_types"])
+    assert text["layer_types"][-1] == "full_attention"
+    assert fields["text_config"]["num_hidden_layers"] == 8  # what was given stays
+
+
+def test_a_body_that_breaks_a_promise_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def meddles(self, capture, learner, output, rows):
+        output.logits = output.logits + 1e-6
+        return output
+
+    monkeypatch.setattr(GenerativeBody, "augment", meddles)
+    record = sweep.one("llava", "generative")
+    assert record["built"]
+    assert not record["held"]
+    assert "before learning" in record["why"]
+
+
+def test_the_command_prints_the_table_and_the_records(tmp_path) -> None:
+    runner = CliRunner()
+    path = tmp_path / "sweep.json"
+    done = runner.invoke(app, ["inspect", "--sweep", "--only", "clip,git", "--json", str(path)])
+    assert done.exit_code == 0, done.output
+    assert "2 of 2 hold" in done.output
+    kept = json.loads(path.read_text())
+    assert [r["architecture"] for r in kept["architectures"]] == ["clip", "git"]
+    wrong = runner.invoke(app, ["inspect", "--sweep", "--only", "clop"])
+    assert wrong.exit_code == 2
+    assert runner.invoke(app, ["inspect"]).exit_code == 2
+
+
+def test_a_config_is_enough_to_say_what_would_be_read(tmp_path) -> None:
+    tiny_config("qwen2_5_vl").save_pretrained(tmp_path)
+    done = CliRunner().invoke(app, ["inspect", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "Qwen2_5_VLForConditionalGeneration (generative)" in done.output
+    assert "model.language_model.layers.2" in done.output
