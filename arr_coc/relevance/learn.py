@@ -60,6 +60,7 @@ class ContextKey(nn.Module):
 
     def __init__(self, width: int, ridge: float = 1.0) -> None:
         super().__init__()
+        self.ridge = ridge
         self.inverse_correlation: Tensor
         self.mean: Tensor
         self.count: Tensor
@@ -93,3 +94,20 @@ class ContextKey(nn.Module):
         c = context.to(self.inverse_correlation)
         q_c = c @ self.inverse_correlation
         return q_c / (c * q_c).sum(1, keepdim=True).clamp_min(torch.finfo(q_c.dtype).tiny)
+
+    def merge(self, other: "ContextKey") -> None:
+        """Count in what another one has counted: sums of c c' add, Q is the inverse of theirs.
+
+        Raises:
+            ValueError: if the prior differs.
+        """
+        if self.ridge != other.ridge:
+            raise ValueError(f"cannot merge ridge {other.ridge} into ridge {self.ridge}")
+        eye = torch.eye(len(self.mean), dtype=torch.float64, device=self.mean.device)
+        both = torch.linalg.inv(self.inverse_correlation) + torch.linalg.inv(other.inverse_correlation)
+        self.inverse_correlation.copy_(torch.linalg.inv(both - self.ridge * eye))
+        total = int(self.count) + int(other.count)
+        self.mean += (other.mean - self.mean) * (int(other.count) / max(total, 1))
+        self.count.fill_(total)
+        for context in other.met:
+            self.meet(context)
