@@ -110,7 +110,7 @@ def save(
             said = {"base": about, **dict(zip(("adapters", "active", "plastic"), parts, strict=True))}
             _write(new / name if place else new, name, learner, said, values)
         card.write(new, adapters, told)
-        for path in new.rglob("*.*"):
+        for path in filter(Path.is_file, new.rglob("*")):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         _swap(new, folder, Path(scratch) / "old")

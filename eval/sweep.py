@@ -142,6 +142,7 @@ def check(model: Any, task: str) -> Record:
 
 def _written(attached: ArrCocModel, inputs: dict[str, Tensor]) -> str:
     """Whether `generate` writes the answers that were taught: "yes", "no", or why it cannot at all."""
+
     def write() -> Tensor:
         # two tokens: some models are made to end with a certain one; clones: BLIP writes into its prompt
         prompt = {k: v.clone() for k, v in inputs.items() if k != "decoder_input_ids"}
