@@ -245,7 +245,8 @@ class AdapterSet(nn.Module):
             base.describe(self.model), self.body.inspection(), where or folder.name, metrics, picture
         )
         learners = {name: self.adapter(name) for name in self._names}
-        return saving.save(folder, learners, self._active, self._plastic, self.model, told)
+        sites = self.body.sites
+        return saving.save(folder, learners, self._active, self._plastic, self.model, sites, told)
 
     def push_to_hub(
         self, repo_id: str, *, metrics: Any = None, picture: Any = None, **options: Any
@@ -294,6 +295,11 @@ class AdapterSet(nn.Module):
 
     def _restored(self, saved: saving.Saved) -> Learner:
         """A learner with a saved state; every name, shape and dtype is checked before it is one."""
+        if saved.header.sites != self.body.sites:
+            raise ValueError(
+                f"the adapter {saved.header.name!r} reads the sites {saved.header.sites}; the adapters of "
+                f"one model share its sites, which are {self.body.sites}"
+            )
         learner = make_learner(self.model, self.body, self._with_sites(saved.header.config))
         state.load(learner, saved.tensors, saved.header.about)
         return learner

@@ -38,6 +38,7 @@ _FIELDS = {
     "arr_coc_version": str,
     "name": str,
     "base": dict,
+    "sites": list,
     "adapter": dict,
     "learner": dict,
     "sha256": dict,
@@ -54,6 +55,7 @@ class Header:
     Args:
         name: of the adapter that lies beside it.
         base: what the adapter was made on.
+        sites: the blocks of it that were read, whether the config said so or the structure.
         config: of the adapter.
         about: what of its state is no tensor.
         sha256: of the other files.
@@ -64,6 +66,7 @@ class Header:
 
     name: str
     base: base.Base
+    sites: tuple[int, ...]
     config: ArrCocConfig
     about: dict[str, Any]
     sha256: dict[str, str]
@@ -90,6 +93,7 @@ def save(
     active: Sequence[str],
     plastic: Sequence[str],
     model: nn.Module,
+    sites: Sequence[int],
     told: card.Told,
 ) -> Path:
     """Write to a folder beside the target and rename, so that a crash leaves the old one or the new one.
@@ -107,7 +111,11 @@ def save(
         about, values = told.base.to_dict(), base.sample(model)
         for place, (name, learner) in enumerate(adapters.items()):
             parts = [list(adapters), list(active), list(plastic)] if place == 0 else [[name]] * 3
-            said = {"base": about, **dict(zip(("adapters", "active", "plastic"), parts, strict=True))}
+            said = {
+                "base": about,
+                "sites": list(sites),
+                **dict(zip(("adapters", "active", "plastic"), parts, strict=True)),
+            }
             _write(new / name if place else new, name, learner, said, values)
         card.write(new, adapters, told)
         for path in filter(Path.is_file, new.rglob("*")):
@@ -202,7 +210,8 @@ def read_header(folder: Path) -> Header:
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     made_on = base.Base.from_dict(meta["base"])
-    return Header(meta["name"], made_on, config, meta["learner"], sha256, names, active, plastic)
+    sites = tuple(meta["sites"])
+    return Header(meta["name"], made_on, sites, config, meta["learner"], sha256, names, active, plastic)
 
 
 def _check_fields(meta: Any, path: Path) -> None:

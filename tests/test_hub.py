@@ -26,7 +26,7 @@ def set_endpoint(monkeypatch, url: str) -> None:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub, and a client that knows no other: no token, no cache, and no Xet, which has a server of its own."""
+    """A Hub, and a client that knows no other: no token, no cache, no Xet (which has a server of its own)."""
     one = Hub()
     set_endpoint(monkeypatch, one.url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
