@@ -1,7 +1,8 @@
 """Merging: what learners that were trained apart have counted adds up to what one would have counted.
 
 Exact for the readout and for what is familiar (A, B, P and R of `readout` and `scenes`), in any order, while
-all of them see the same phi: with equal ladders, U and own gains. How unusual samples were before they were
+all of them see the same phi: with equal ladders, U and own gains. What parts have in common because they were
+copied from one learner is counted as often as there are parts: they have to start fresh. How unusual samples were before they were
 learned (`Familiarity.leverage`) depends on the order; it is pooled. The error modules, which give the
 surprise, are averaged by samples learned.
 """
@@ -36,18 +37,17 @@ def check(parts: Mapping[str, Learner]) -> None:
         if unequal:
             raise ValueError(
                 f"{first!r} and {name!r} cannot be merged exactly: {', '.join(unequal)} differ, so the same "
-                "sample has another phi for each; fix them (eta=0, eta_own=0, eta_ladder=0), or start both "
-                "from one saved adapter and freeze what it has learned of relevance"
+                "sample has another phi for each; train adapters that are to be merged with what phi depends "
+                "on fixed (eta=0, eta_own=0, eta_ladder=0)"
             )
 
 
 def _unequal(one: Learner, other: Learner) -> list[str]:
     """Names of the tensors that phi depends on, where they differ."""
-    shown = ["ladder.", "rule.", "own_gain.", "relevance_weight"]
-    shown += ["context_key.mean"] if one.config.centre_contexts else []
+    shown = ("ladder.", "rule.", "own_gain.", "relevance_weight")
 
     def of(learner: Learner) -> dict[str, torch.Tensor]:
-        return {k: t.cpu() for k, t in state.tensors(learner).items() if k.startswith(tuple(shown))}
+        return {k: t.cpu() for k, t in state.tensors(learner).items() if k.startswith(shown)}
 
     mine, its = of(one), of(other)
     per_class = {f"rule.{name}" for name in one.rule.per_class}  # classes met need not be the same
@@ -55,7 +55,10 @@ def _unequal(one: Learner, other: Learner) -> list[str]:
     def same(name: str) -> bool:
         return name in mine and name in its and torch.equal(mine[name], its[name])
 
-    return [name for name in sorted((mine.keys() | its.keys()) - per_class) if not same(name)]
+    # with centred contexts, phi depends on a mean that moves with every one
+    moved = one.config.centre_contexts and int(one.context_key.count) + int(other.context_key.count) > 0
+    apart = [name for name in sorted((mine.keys() | its.keys()) - per_class) if not same(name)]
+    return apart + ["context_key.mean"] * moved
 
 
 def merge(into: Learner, parts: Sequence[Learner]) -> None:
@@ -68,7 +71,6 @@ def merge(into: Learner, parts: Sequence[Learner]) -> None:
     into.own_gain.load_state_dict(first.own_gain.state_dict())
     into.relevance_weight.copy_(first.relevance_weight)
     into.rule.state = {k: t.clone() for k, t in first.rule.state.items() if k not in into.rule.per_class}
-    into.context_key.mean.copy_(first.context_key.mean)
     total = sum(int(part.step) for part in parts)
     for part in parts:
         before = int(into.step)

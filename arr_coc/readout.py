@@ -66,7 +66,8 @@ class PrecisionReadout(nn.Module):
                     old = getattr(self, name)
                     setattr(self, name, torch.cat([old, old.new_zeros(len(new))]))
         place = {k: i for i, k in enumerate(self.classes)}
-        return torch.tensor([place.get(k, -1) for k in keys], device=self.weight.device)
+        found = [place.get(k, -1) for k in keys]
+        return torch.tensor(found, dtype=torch.long, device=self.weight.device)
 
     def forget(self, classes: int) -> None:
         """Drop the rows of classes from this number on: they were made room for and nothing was learned."""
