@@ -4,23 +4,24 @@ import contextlib
 import inspect as pyinspect
 import logging
 import weakref
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from arr_coc import state
-from arr_coc.adapters import saving
+from arr_coc.adapters import hub
+from arr_coc.adapters.acting import act
+from arr_coc.adapters.acting import reward as give
+from arr_coc.adapters.adapter_set import AdapterSet, check_base, make_learner
 from arr_coc.adapters.capture import Capture
-from arr_coc.adapters.checks import label_rows, rewards
+from arr_coc.adapters.checks import label_rows
 from arr_coc.adapters.dual_encoder import DualEncoderBody
-from arr_coc.adapters.generative import IGNORE, GenerativeBody
+from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.perceived import Handle, Perceived, Prediction, ordinary
 from arr_coc.adapters.predict import predict
-from arr_coc.adapters.structure import Inspection, kind_of
+from arr_coc.adapters.structure import kind_of
 from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
@@ -30,8 +31,8 @@ logger = logging.getLogger(__name__)
 _attached: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
-class ArrCocModel(nn.Module):
-    """A model with an adapter attached; make one with `attach`. Attributes it does not have are the model's
+class ArrCocModel(AdapterSet):
+    """A model with adapters attached; make one with `attach`. Attributes it does not have are the model's
     own."""
 
     def __init__(
@@ -42,8 +43,8 @@ class ArrCocModel(nn.Module):
         capture: Capture,
         processor: Any = None,
     ) -> None:
-        super().__init__()
-        self.model, self.learner, self.processor = model, learner, processor
+        super().__init__(learner)
+        self.model, self.processor = model, processor
         self.body, self._capture = body, capture
         self._enabled = True
         self._silent = False  # while perceiving: capture, but leave the output alone
@@ -59,6 +60,9 @@ class ArrCocModel(nn.Module):
         if body.speaker is not model:
             self._hooks.append(model.register_forward_hook(self._say))
         self._said: Any = None  # what an inner speaker's output was given, for the model's own output
+
+    def _get_name(self) -> str:
+        return ArrCocModel.__name__
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -78,7 +82,7 @@ class ArrCocModel(nn.Module):
             self.body.begin(self._bound(args, kwargs))
 
     def _listen(self, speaker: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._enabled:
+        if self._enabled and (self._silent or self._active):
             self._rows = self.body.rows(args, kwargs, self._labels)
             self._capture.listen(self._rows)
 
@@ -89,9 +93,9 @@ class ArrCocModel(nn.Module):
             with torch.no_grad():
                 if isinstance(self.body, DualEncoderBody):
                     inputs, context = self._bound(args, kwargs), self._context
-                    return self.body.augment(self._capture, self.learner, inputs, output, context)
+                    return self.body.augment(self._capture, self.answering, inputs, output, context)
                 assert self._rows is not None
-                self._said = self.body.augment(self._capture, self.learner, output, self._rows)
+                self._said = self.body.augment(self._capture, self.answering, output, self._rows)
                 return self._said
         finally:
             self._capture.clear()
@@ -233,8 +237,8 @@ class ArrCocModel(nn.Module):
         return body.percept(self._capture, seen, sample, place, row), keys
 
     def learn(self, labels: Tensor, **inputs: Any) -> Answer:
-        """One online step: one frozen forward pass and a local update. Returns the answer from before the
-        step.
+        """One online step: one frozen forward pass and a local update of every plastic adapter. Returns the
+        first one's answer from before the step.
 
         Args:
             labels: dual encoder: (B,), each sample's row among the candidate texts; generative: (B, T) token
@@ -245,6 +249,7 @@ class ArrCocModel(nn.Module):
             ValueError, TypeError: for inputs that do not fit, before anything has changed.
         """
         self._on()
+        self._check_plastic()
         if isinstance(self.body, DualEncoderBody):
             self.body.check(inputs)
             rows = label_rows(labels, self.body.batch(inputs), inputs["input_ids"].shape[0])
@@ -254,61 +259,28 @@ class ArrCocModel(nn.Module):
             seen = self.perceive(labels=labels, **inputs)
             taught = seen.keys
         with torch.no_grad():
-            return self.learner.learn(seen.percept, taught)
+            return self._teach(seen.percept, taught)
 
     def act(self, **inputs: Any) -> Handle:
         """Choose (dual: one of the candidate texts; generative: `generate`), and remember what a reward will
         need."""
         self._on()
-        if isinstance(self.body, GenerativeBody):
-            return self._act_in_words(self.body, inputs)
-        seen = self.perceive(**inputs)
-        with torch.no_grad():
-            choice, left = self.learner.act(seen.percept, seen.keys)
-        return Handle(self.learner.pending.add([[one] for one in left]), choice)
-
-    def _act_in_words(self, body: GenerativeBody, inputs: dict[str, Any]) -> Handle:
-        own = set(self._signature.parameters)
-        model_inputs = {k: v for k, v in inputs.items() if k in own and isinstance(v, Tensor)}
-        body.check(model_inputs)
-        ids = model_inputs["input_ids"]
-        written = self.generate(**inputs)
-        answer = written[:, ids.shape[1] :] if written.shape[1] > ids.shape[1] else written
-        pad = getattr(self.model.generation_config, "pad_token_id", None)
-        taught = torch.cat([torch.full_like(ids, IGNORE), answer.masked_fill(answer == pad, IGNORE)], 1)
-        mask = model_inputs.get("attention_mask", torch.ones_like(ids))
-        full = {
-            **model_inputs,
-            "input_ids": torch.cat([ids, answer], 1),
-            "attention_mask": torch.cat([mask, torch.ones_like(answer)], 1),
-        }
-        seen = self.perceive(labels=taught, **full)
-        names = list(dict.fromkeys(seen.keys))
-        with torch.no_grad():
-            forced = torch.tensor([names.index(k) for k in seen.keys])
-            _, left = self.learner.act(seen.percept, names, forced)
-        of_sample = (taught[:, 1:] != IGNORE).nonzero(as_tuple=True)[0].tolist()
-        groups = [[e for e, s in zip(left, of_sample, strict=True) if s == b] for b in range(len(ids))]
-        return Handle(self.learner.pending.add(groups), answer)
+        self._check_plastic()
+        return act(self, inputs)
 
     def reward(self, handle: Handle, reward: Tensor | float) -> Tensor:
         """Tell how good an action was, r in [0, 1] per sample, once; may come late and out of order.
 
         Returns:
-            The reward prediction errors r - q_s, one per answer (dual) or per written token (generative).
+            The reward prediction errors r - q_s of the first plastic adapter, one per answer (dual) or per
+            written token (generative).
 
         Raises:
             KeyError: for a handle that is unknown, was rewarded already, or was dropped because more than
                 `config.pending` newer ones were waiting.
         """
-        groups = self.learner.pending.get(handle.number)
-        r = rewards(reward, len(groups))
-        flat = [e for group in groups for e in group]
-        each = torch.cat([r[i].expand(len(group)) for i, group in enumerate(groups)])
-        with torch.no_grad():
-            delta = self.learner.reward(flat, each)
-        self.learner.pending.drop(handle.number)
-        return delta
+        self._check_plastic()
+        return give(self, handle, reward)
 
     def predict(
         self,
@@ -347,31 +319,40 @@ class ArrCocModel(nn.Module):
         _attached.discard(self.model)
         return self.model
 
-    def inspect(self) -> Inspection:
-        """What is read from the model, where, and how large the adapter is."""
-        tensors = state.tensors(self.learner)
-        plastic = self.learner.relevance_weight.numel() + self.learner.readout.weight.numel()
-        plastic += sum(t.numel() for t in self.learner.ladder.weights().values())
-        size = sum(t.numel() * t.element_size() for t in tensors.values())
-        return replace(self.body.inspection(), trainable=plastic, state_bytes=size)
-
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the adapter (never the model) to a folder: config, state and card, whole or not at all."""
-        return saving.save(Path(folder), self.learner, self.body.inspection())
-
     @classmethod
-    def from_pretrained(cls, model: nn.Module, folder: str | Path, processor: Any = None) -> "ArrCocModel":
-        """Attach the adapter that `save_pretrained` wrote; it goes on exactly where it stopped.
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        source: str | Path,
+        processor: Any = None,
+        *,
+        adapters: Sequence[str] | None = None,
+        strict: bool = True,
+        **options: Any,
+    ) -> "ArrCocModel":
+        """Attach what `save_pretrained` or `push_to_hub` wrote; it goes on exactly where it stopped.
+
+        Args:
+            model: the model that it was made on.
+            source: a folder, which never touches the network, or a repo of the Hub. A string that is no
+                folder is a repo.
+            adapters: which ones of the saved set; all by default.
+            strict: whether other weights of the model, or the same in another dtype, are an error; else they
+                are a warning. Another structure is an error always.
+            options: those of `hub.Source`: subfolder, revision, token, cache_dir, local_files_only, endpoint.
 
         Raises:
-            FileNotFoundError, ValueError: if a file is missing, damaged, or was made for another kind of
-            model; the
-                model is left as it was.
+            FileNotFoundError, ValueError: if a file is missing, damaged, from a newer release, or was made
+                for another model; the model is left as it was.
         """
-        saved = saving.read(Path(folder))
-        attached = attach(model, saved.config, processor)
+        header, saved = hub.read(hub.Source(source, **options), adapters)
+        if not saved:
+            raise ValueError(f"adapters={adapters!r} names none; there are {', '.join(header.adapters)}")
+        for one in saved:
+            check_base(one, model, strict)
+        attached = attach(model, saved[0].header.config, processor)
         try:
-            saving.restore(attached.learner, saved)
+            attached._restore(header, saved)
         except BaseException:
             attached.detach()
             raise
@@ -379,7 +360,9 @@ class ArrCocModel(nn.Module):
 
 
 def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None) -> ArrCocModel:
-    """Attach an adapter to a pretrained vision-language model; its weights are never read or written.
+    """Attach an adapter to a pretrained vision-language model; its weights are never written.
+
+    Nor are they read, but for a few values of each when the adapter is saved or loaded (see `adapters.base`).
 
     Args:
         model: a transformers model (dual encoder or generative).
@@ -399,11 +382,12 @@ def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None
         raise ValueError(f"this {type(model).__name__} has an adapter attached already; detach() it first")
     kind = kind_of(model)
     body = (DualEncoderBody if kind == "dual" else GenerativeBody)(model, config.sites)
-    learner = Learner(config, body.site_widths, body.context_width, body.state_width)
-    state.place(learner, next(model.parameters()).device)
+    learner = make_learner(model, body, config)
+    # transformers.pipeline tells what it supports by the name of the class
+    named: Any = type(type(model).__name__, (ArrCocModel,), {"__doc__": ArrCocModel.__doc__})
     capture = body.capture()
     try:
-        attached = ArrCocModel(model, body, learner, capture, processor)
+        attached = named(model, body, learner, capture, processor)
     except BaseException:
         capture.remove()
         raise

@@ -1,6 +1,8 @@
 """Checks of inputs, made before anything changes: what was given, what is possible."""
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,3 +79,45 @@ def rewards(reward: Any, batch: int) -> Tensor:
     if not bool(((reward >= 0) & (reward <= 1)).all()):
         raise ValueError(f"reward is {reward.tolist()}; numbers in [0, 1] are needed")
     return reward
+
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+def adapter_name(name: Any, taken: Iterable[str] = ()) -> str:
+    """An adapter's name, which is a folder's name too: letters, digits, ".", "_" and "-", no ".." and no "."
+    in front, and not one that is taken (however it is written)."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
+        raise ValueError(
+            f"an adapter cannot be called {name!r}: letters, digits, '.', '_' and '-' are possible, "
+            "with no '..' and no '.' in front"
+        )
+    for other in taken:
+        if other.lower() == name.lower():
+            raise ValueError(f"an adapter cannot be called {name!r}: there is one called {other!r}")
+    return name
+
+
+def known_names(names: Any, known: Sequence[str]) -> list[str]:
+    """A list of names, each of them known and none twice."""
+    if isinstance(names, str) or not all(isinstance(n, str) for n in names):
+        raise TypeError(f"{names!r} is no list of adapters' names; there are {', '.join(known)}")
+    names = list(names)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"there is no adapter {name!r}, only {', '.join(known) or 'none'}{hint}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{names} names an adapter twice")
+    return names
+
+
+def inner_folder(path: str) -> str:
+    """A folder inside another one, "" for the other itself; none that leads out of it."""
+    parts = path.replace("\\", "/").split("/")
+    if path and (any(part in ("", ".", "..") for part in parts) or ":" in path):
+        raise ValueError(
+            f"subfolder {path!r} leads out of the folder; a path inside it, such as 'a/b', is needed"
+        )
+    return "/".join(parts)

@@ -1,6 +1,6 @@
 """What an attached model gives back besides its model's own output."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -30,10 +30,12 @@ class Handle:
     Args:
         number: of the action, for `ArrCocModel.reward`.
         choice: the chosen candidate rows, (B,), or the generated ids, (B, T).
+        numbers: of the action, for each adapter that remembers it, by name; `number` is the first of them.
     """
 
     number: int
     choice: Tensor
+    numbers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

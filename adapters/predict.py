@@ -29,13 +29,17 @@ def predict(
         context: one text for all images or one per image.
 
     Raises:
-        TypeError: for a generative model. ValueError: without a processor, images or texts.
+        TypeError: for a generative model.
+        ValueError: without a processor, images, texts or an active adapter.
     """
     body, model, processor = attached.body, attached.model, attached.processor
     if not isinstance(body, DualEncoderBody):
         raise TypeError("predict scores texts and needs a dual encoder; use generate")
     if processor is None:
         raise ValueError("predict needs a processor: attach(model, config, processor=...)")
+    answering = attached.answering
+    if answering is None:
+        raise ValueError(f"no adapter is active, of {', '.join(attached.adapters)}; set_active([...]) first")
     images = list(images) if isinstance(images, list | tuple) else [images]
     if not images or not texts or not templates:
         raise ValueError(
@@ -53,8 +57,8 @@ def predict(
     with torch.inference_mode(), attached.disable():
         own += [body.own_logits(model(pixel_values=pixels, **p)) for p in prompts[1:]]
     with torch.no_grad():
-        answer = attached.learner.answer(seen.percept)
-        fused = attached.learner.fuse(torch.stack(own).mean(0), seen.keys, answer)
+        answer = answering.answer(seen.percept)
+        fused = answering.fuse(torch.stack(own).mean(0), seen.keys, answer)
         scores = fused.float().softmax(1)
     return [
         Prediction(texts[int(s.argmax())], dict(zip(texts, s.tolist(), strict=True)), r)

@@ -1,11 +1,19 @@
-"""The saved form: `arr_coc_config.json`, `arr_coc_model.safetensors` and a card; whole or not at all, and no
-pickle."""
+"""The saved form: configs, states and a card in a folder; whole or not at all, and no pickle.
 
+    arr_coc_config.json  arr_coc_model.safetensors  arr_coc_base.safetensors  README.md  [relevance.png]
+    NAME/arr_coc_config.json  NAME/arr_coc_model.safetensors  NAME/arr_coc_base.safetensors
+
+The first adapter of a set lies in the folder itself, each further one in a subfolder of its name, which is a
+saved form of its own. `arr_coc_base` holds a sample of the weights that the adapter was made on.
+"""
+
+import difflib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +21,84 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from arr_coc import state
 from arr_coc._version import __version__
-from arr_coc.adapters.structure import Inspection
+from arr_coc.adapters import base, card
+from arr_coc.adapters.checks import adapter_name, known_names
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
 
-CONFIG, STATE, CARD = "arr_coc_config.json", "arr_coc_model.safetensors", "README.md"
+CONFIG, STATE, BASE = "arr_coc_config.json", "arr_coc_model.safetensors", "arr_coc_base.safetensors"
+FILES = (CONFIG, STATE, BASE)
+FORMAT = 2  # 1 knew one adapter, and not what it was made on
+_FIELDS = {
+    "format": int,
+    "arr_coc_version": str,
+    "name": str,
+    "base": dict,
+    "sites": list,
+    "adapter": dict,
+    "learner": dict,
+    "sha256": dict,
+    "adapters": list,
+    "active": list,
+    "plastic": list,
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What `arr_coc_config.json` says, checked.
+
+    Args:
+        name: of the adapter that lies beside it.
+        base: what the adapter was made on.
+        sites: the blocks of it that were read, whether the config said so or the structure.
+        config: of the adapter.
+        about: what of its state is no tensor.
+        sha256: of the other files.
+        adapters: names of the whole set, the one that lies here first.
+        active: which of them answer, in this order.
+        plastic: which of them learn.
+    """
+
+    name: str
+    base: base.Base
+    sites: tuple[int, ...]
+    config: ArrCocConfig
+    about: dict[str, Any]
+    sha256: dict[str, str]
+    adapters: list[str]
+    active: list[str]
+    plastic: list[str]
 
 
 @dataclass(frozen=True)
 class Saved:
-    """An adapter as read from a folder."""
+    """An adapter as read from a folder: its header, its state, and the sample of its base's weights."""
 
-    config: ArrCocConfig
-    meta: dict[str, Any]
+    header: Header
     tensors: dict[str, Tensor]
+    sample: dict[str, Tensor]
 
 
-def save(folder: Path, learner: Learner, inspection: Inspection) -> Path:
+# -- writing -------------------------------------------------------------------------------------------------
+
+
+def save(
+    folder: Path,
+    adapters: Mapping[str, Learner],
+    active: Sequence[str],
+    plastic: Sequence[str],
+    model: nn.Module,
+    sites: Sequence[int],
+    told: card.Told,
+) -> Path:
     """Write to a folder beside the target and rename, so that a crash leaves the old one or the new one.
+
+    What else lies in the target stays there, but for adapters of an earlier save that are gone.
 
     Raises:
         NotADirectoryError: if the target is a file.
@@ -44,84 +108,161 @@ def save(folder: Path, learner: Learner, inspection: Inspection) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         new = Path(scratch) / "new"
-        new.mkdir()
-        tensors = {k: t.detach().cpu().contiguous().clone() for k, t in state.tensors(learner).items()}
-        save_file(tensors, new / STATE, metadata={"format": "pt"})
-        meta = {
-            "arr_coc_version": __version__,
-            "architecture": inspection.architecture,
-            "kind": inspection.kind,
-            "adapter": json.loads(learner.config.to_json()),
-            "learner": state.meta(learner),
-            "sha256": hashlib.sha256((new / STATE).read_bytes()).hexdigest(),
-        }
-        (new / CONFIG).write_text(json.dumps(meta, indent=2))
-        (new / CARD).write_text(_card(inspection, learner))
-        for name in (STATE, CONFIG, CARD):
-            with (new / name).open("rb") as file:
+        about, values = told.base.to_dict(), base.sample(model)
+        for place, (name, learner) in enumerate(adapters.items()):
+            parts = [list(adapters), list(active), list(plastic)] if place == 0 else [[name]] * 3
+            said = {
+                "base": about,
+                "sites": list(sites),
+                **dict(zip(("adapters", "active", "plastic"), parts, strict=True)),
+            }
+            _write(new / name if place else new, name, learner, said, values)
+        card.write(new, adapters, told)
+        for path in filter(Path.is_file, new.rglob("*")):
+            with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if folder.exists():
-            old = Path(scratch) / "old"
-            folder.rename(old)
-            try:
-                new.rename(folder)
-            except BaseException:
-                old.rename(folder)
-                raise
-            for other in old.iterdir():  # what else lay in the folder stays there
-                if other.name not in (STATE, CONFIG, CARD):
-                    shutil.move(str(other), folder / other.name)
-        else:
-            new.rename(folder)
+        _swap(new, folder, Path(scratch) / "old")
     return folder
 
 
-def read(folder: Path) -> Saved:
-    """Read and check a saved adapter.
+def _write(
+    folder: Path, name: str, learner: Learner, said: dict[str, Any], sample: dict[str, Tensor]
+) -> None:
+    folder.mkdir()
+    tensors = {k: t.detach().cpu().contiguous().clone() for k, t in state.tensors(learner).items()}
+    save_file(tensors, folder / STATE, metadata={"format": "pt"})
+    save_file(sample, folder / BASE, metadata={"format": "pt"})
+    meta = {
+        "format": FORMAT,
+        "arr_coc_version": __version__,
+        "name": name,
+        "adapter": json.loads(learner.config.to_json()),
+        "learner": state.meta(learner),
+        "sha256": {file: _checksum(folder / file) for file in (STATE, BASE)},
+        **said,
+    }
+    (folder / CONFIG).write_text(json.dumps(meta, indent=2))
+
+
+def _swap(new: Path, folder: Path, old: Path) -> None:
+    if not folder.exists():
+        new.rename(folder)
+        return
+    earlier = _earlier(folder)
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    for gone in earlier:
+        for file in FILES:
+            (old / gone / file).unlink(missing_ok=True)
+    _keep(old, folder)
+
+
+def _earlier(folder: Path) -> list[str]:
+    """The subfolders of adapters that an earlier save left; none where its config cannot be read."""
+    try:
+        return read_header(folder).adapters[1:]
+    except (OSError, ValueError):
+        return []
+
+
+def _keep(old: Path, folder: Path) -> None:
+    for other in list(old.iterdir()):  # what else lay in the folder stays there
+        if other.is_dir() and (folder / other.name).is_dir():
+            _keep(other, folder / other.name)
+        elif not (folder / other.name).exists() and not (other.is_dir() and not any(other.iterdir())):
+            shutil.move(str(other), folder / other.name)
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+
+def read_header(folder: Path) -> Header:
+    """Read and check `arr_coc_config.json`.
 
     Raises:
-        FileNotFoundError: if the folder or one of its files is missing.
-        ValueError: if a file is damaged or not what was written.
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged, has fields that are not known, or comes from another release.
     """
-    for name in (CONFIG, STATE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no {name}; a folder written by save_pretrained is needed"
-            )
-    try:
-        meta = json.loads((folder / CONFIG).read_text())
-        config = ArrCocConfig.from_json(json.dumps(meta["adapter"]))
-        promised, _ = meta["sha256"], meta["learner"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / CONFIG} is damaged: {error!r}") from error
-    if hashlib.sha256((folder / STATE).read_bytes()).hexdigest() != promised:
-        raise ValueError(
-            f"{folder / STATE} is not the file that was saved: its checksum differs (truncated or changed)"
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {CONFIG}; a folder written by save_pretrained is needed"
+            + ("" if folder.is_dir() else " (and it is no folder)")
         )
     try:
-        with safe_open(folder / STATE, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{folder / STATE} is damaged: {error}") from error
-    return Saved(config, meta, tensors)
+        meta = json.loads(path.read_text())
+        _check_fields(meta, path)
+        sha256 = {file: str(meta["sha256"][file]) for file in (STATE, BASE)}
+        config = ArrCocConfig.from_json(json.dumps(meta["adapter"]))
+        # an adapter's name is a folder's name: a config that leads elsewhere is refused here
+        names = [adapter_name(name) for name in meta["adapters"]]
+        if not names or names[0] != meta["name"]:
+            raise ValueError(f"{path} is damaged: it is of {meta['name']!r} in the set {names}")
+        active, plastic = known_names(meta["active"], names), known_names(meta["plastic"], names)
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    made_on = base.Base.from_dict(meta["base"])
+    sites = tuple(meta["sites"])
+    return Header(meta["name"], made_on, sites, config, meta["learner"], sha256, names, active, plastic)
 
 
-def restore(learner: Learner, saved: Saved) -> None:
-    """Put a saved state into a fresh learner; every name, shape, dtype and value is checked before the first
-    changes."""
-    for name, tensor in saved.tensors.items():
+def _check_fields(meta: Any, path: Path) -> None:
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path} holds a {type(meta).__name__}; a JSON object is needed")
+    found = meta.get("format", 1)
+    if found != FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
+        raise ValueError(
+            f"{path} has format {found!r}, written by arr-coc {meta.get('arr_coc_version', 'unknown')}; this "
+            f"release ({__version__}) reads format {FORMAT}: "
+            + (
+                "a newer release is needed"
+                if newer
+                else "train the adapter again, or load it with that release"
+            )
+        )
+    for name in meta:
+        if name not in _FIELDS:
+            near = difflib.get_close_matches(name, _FIELDS, n=1, cutoff=0.0)
+            raise ValueError(f"{path} has an unknown field {name!r}; the nearest known is {near[0]!r}")
+    for name, kind in _FIELDS.items():
+        if not isinstance(meta[name], kind):
+            raise ValueError(f"{path} is damaged: {name} is {meta[name]!r}, and no {kind.__name__}")
+
+
+def read(folder: Path) -> Saved:
+    """Read and check the adapter that lies in a folder.
+
+    Raises:
+        FileNotFoundError: if one of its files is missing.
+        ValueError: if a file is damaged or not what was written, or a tensor holds NaN or infinity.
+    """
+    header = read_header(folder)
+    read_files = {}
+    for file in (STATE, BASE):
+        path = folder / file
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no {file}; a folder written by save_pretrained is needed"
+            )
+        if _checksum(path) != header.sha256[file]:
+            raise ValueError(
+                f"{path} is not the file that was saved: its checksum differs (truncated or changed)"
+            )
+        try:
+            with safe_open(path, framework="pt") as opened:
+                read_files[file] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    for name, tensor in read_files[STATE].items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"the saved tensor {name} holds NaN or infinity")
-    state.load(learner, saved.tensors, saved.meta["learner"])
-
-
-def _card(inspection: Inspection, learner: Learner) -> str:
-    classes = len(learner.classes)
-    return (
-        "---\nlibrary_name: arr-coc\ntags:\n- continual-learning\n- vision-language\n---\n"
-        f"# An arr-coc adapter for {inspection.architecture}\n\n"
-        f"Learned online, one pass: {int(learner.step)} samples, {classes} classes or answer tokens.\n\n"
-        "```python\nfrom arr_coc import ArrCocModel\n\n"
-        "attached = ArrCocModel.from_pretrained(model, folder, processor)\n```\n\n"
-        f"```\n{inspection}\n```\n\n## Config\n\n```json\n{learner.config.to_json()}\n```\n"
-    )
+    return Saved(header, read_files[STATE], read_files[BASE])

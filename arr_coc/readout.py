@@ -66,7 +66,8 @@ class PrecisionReadout(nn.Module):
                     old = getattr(self, name)
                     setattr(self, name, torch.cat([old, old.new_zeros(len(new))]))
         place = {k: i for i, k in enumerate(self.classes)}
-        return torch.tensor([place.get(k, -1) for k in keys], device=self.weight.device)
+        found = [place.get(k, -1) for k in keys]
+        return torch.tensor(found, dtype=torch.long, device=self.weight.device)
 
     def forget(self, classes: int) -> None:
         """Drop the rows of classes from this number on: they were made room for and nothing was learned."""
@@ -180,16 +181,22 @@ class PrecisionReadout(nn.Module):
         """Add another readout's statistics to these and solve: the same as having seen both streams.
 
         Raises:
-            ValueError: if the widths or ridges differ, or `other` has rows that were rewarded on their own.
+            ValueError: if the widths or ridges differ.
         """
         if (other.width, other.ridge) != (self.width, self.ridge):
             raise ValueError(
                 f"cannot merge width {other.width}, ridge {other.ridge} "
                 f"into width {self.width}, ridge {self.ridge}"
             )
-        if len(other.partial_rows):
-            raise ValueError("statistics of single rewarded rows cannot be merged")
         rows = self.rows(other.classes, grow=True)
+        place = {int(row): k for k, row in enumerate(self.partial_rows)}
+        for row, partial in zip(rows[other.partial_rows].tolist(), other.partial, strict=True):
+            if row in place:
+                self.partial[place[row]] += partial
+            else:  # `solve` makes the P of it
+                self.partial = torch.cat([self.partial, partial.unsqueeze(0)])
+                self.partial_precision = torch.cat([self.partial_precision, partial.unsqueeze(0)])
+                self.partial_rows = torch.cat([self.partial_rows, self.partial_rows.new_tensor([row])])
         self.cross.index_add_(0, rows, other.cross)
         self.class_count.index_add_(0, rows, other.class_count)
         self.meet(rows, other.last_met)  # both count from their own beginning

@@ -60,6 +60,7 @@ class ContextKey(nn.Module):
 
     def __init__(self, width: int, ridge: float = 1.0) -> None:
         super().__init__()
+        self.ridge = ridge
         self.inverse_correlation: Tensor
         self.mean: Tensor
         self.count: Tensor
@@ -93,3 +94,22 @@ class ContextKey(nn.Module):
         c = context.to(self.inverse_correlation)
         q_c = c @ self.inverse_correlation
         return q_c / (c * q_c).sum(1, keepdim=True).clamp_min(torch.finfo(q_c.dtype).tiny)
+
+    def merge(self, other: "ContextKey") -> None:
+        """Count in what another one has counted: sums of c c' add, and Q is the inverse of their sum.
+
+        A text that both have met was counted once more by each (`meet`), and is taken out again once.
+
+        Raises:
+            ValueError: if the prior differs.
+        """
+        if self.ridge != other.ridge:
+            raise ValueError(f"cannot merge ridge {other.ridge} into ridge {self.ridge}")
+        twice = [c for c in other.met if not self.meet(c) and bool((self.met @ c > 1 - 1e-5).any())]
+        out = torch.stack(twice) if twice else self.met[:0]
+        eye = torch.eye(len(self.mean), dtype=torch.float64, device=self.mean.device)
+        both = torch.linalg.inv(self.inverse_correlation) + torch.linalg.inv(other.inverse_correlation)
+        self.inverse_correlation.copy_(torch.linalg.inv(both - self.ridge * eye - out.T @ out))
+        total = self.mean * self.count + other.mean * other.count - out.sum(0)
+        self.count += int(other.count) - len(out)
+        self.mean.copy_(total / max(int(self.count), 1))

@@ -1,0 +1,85 @@
+"""Acting: choices that are rewarded later, whichever adapters are to learn from them."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from arr_coc.adapters.checks import rewards
+from arr_coc.adapters.generative import IGNORE, GenerativeBody
+from arr_coc.adapters.perceived import Handle, Perceived
+
+if TYPE_CHECKING:
+    from arr_coc.adapters.attach import ArrCocModel
+
+
+def act(attached: "ArrCocModel", inputs: dict[str, Any]) -> Handle:
+    """See `ArrCocModel.act`: the first plastic adapter chooses, and all of them remember."""
+    if isinstance(attached.body, GenerativeBody):
+        return _act_in_words(attached, attached.body, inputs)
+    seen = attached.perceive(**inputs)
+    groups = [[place] for place in range(seen.percept.batch)]
+    choice, numbers = _remember(attached, seen, seen.keys, None, groups)
+    return Handle(next(iter(numbers.values())), choice, numbers)
+
+
+def _act_in_words(attached: "ArrCocModel", body: GenerativeBody, inputs: dict[str, Any]) -> Handle:
+    own = set(attached._signature.parameters)
+    model_inputs = {k: v for k, v in inputs.items() if k in own and isinstance(v, Tensor)}
+    body.check(model_inputs)
+    ids = model_inputs["input_ids"]
+    written = attached.generate(**inputs)
+    answer = written[:, ids.shape[1] :] if written.shape[1] > ids.shape[1] else written
+    pad = getattr(attached.model.generation_config, "pad_token_id", None)
+    taught = torch.cat([torch.full_like(ids, IGNORE), answer.masked_fill(answer == pad, IGNORE)], 1)
+    mask = model_inputs.get("attention_mask", torch.ones_like(ids))
+    full = {
+        **model_inputs,
+        "input_ids": torch.cat([ids, answer], 1),
+        "attention_mask": torch.cat([mask, torch.ones_like(answer)], 1),
+    }
+    seen = attached.perceive(labels=taught, **full)
+    names = list(dict.fromkeys(seen.keys))
+    forced = torch.tensor([names.index(k) for k in seen.keys])
+    of_sample = (taught[:, 1:] != IGNORE).nonzero(as_tuple=True)[0].tolist()
+    groups = [[place for place, s in enumerate(of_sample) if s == b] for b in range(len(ids))]
+    _, numbers = _remember(attached, seen, names, forced, groups)
+    return Handle(next(iter(numbers.values())), answer, numbers)
+
+
+def _remember(
+    attached: "ArrCocModel", seen: Perceived, names: list[str], choice: Tensor | None, groups: list[list[int]]
+) -> tuple[Tensor, dict[str, int]]:
+    """Keep what every plastic adapter will need for the reward, grouped by sample; without a choice the first
+    one makes it."""
+    numbers = {}
+    with torch.no_grad():
+        for name in attached.plastic:
+            learner = attached.adapter(name)
+            choice, left = learner.act(seen.percept, names, choice)
+            numbers[name] = learner.pending.add([[left[place] for place in group] for group in groups])
+    assert choice is not None
+    return choice, numbers
+
+
+def reward(attached: "ArrCocModel", handle: Handle, given: Tensor | float) -> Tensor:
+    """See `ArrCocModel.reward`; nothing changes before every adapter's part of the action is found."""
+    numbers = handle.numbers or {attached.plastic[0]: handle.number}
+    there = {name: number for name, number in numbers.items() if name in attached.adapters}
+    learning = [name for name in there if name in attached.plastic]
+    if not learning:
+        raise KeyError(
+            f"action {handle.number} was taken with {', '.join(numbers)}, and none of them learns now: "
+            f"plastic are {', '.join(attached.plastic)}"
+        )
+    waiting = {name: attached.adapter(name).pending.get(number) for name, number in there.items()}
+    r = rewards(given, len(waiting[learning[0]]))
+    deltas = []
+    for name in learning:
+        groups = waiting[name]
+        each = torch.cat([r[i].expand(len(group)) for i, group in enumerate(groups)])
+        with torch.no_grad():
+            deltas.append(attached.adapter(name).reward([e for group in groups for e in group], each))
+    for name, number in there.items():
+        attached.adapter(name).pending.drop(number)
+    return deltas[0]
