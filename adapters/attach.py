@@ -21,7 +21,7 @@ from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.perceived import Handle, Perceived, Prediction, ordinary
 from arr_coc.adapters.predict import predict
-from arr_coc.adapters.structure import kind_of
+from arr_coc.adapters.structure import kind_of, unwrapped
 from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
@@ -46,6 +46,7 @@ class ArrCocModel(AdapterSet):
         super().__init__(learner)
         self.model, self.processor = model, processor
         self.body, self._capture = body, capture
+        self._given: list[Any] = [model]  # in a list: what wraps the model is no part of it
         self._enabled = True
         self._silent = False  # while perceiving: capture, but leave the output alone
         self._context: Tensor | None = None
@@ -316,8 +317,9 @@ class ArrCocModel(AdapterSet):
             hook.remove()
         self._hooks = []
         self._capture.remove()
-        _attached.discard(self.model)
-        return self.model
+        for model in (self.model, *self._given):
+            _attached.discard(model)
+        return self._given[0]
 
     @classmethod
     def from_pretrained(
@@ -365,7 +367,7 @@ def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None
     Nor are they read, but for a few values of each when the adapter is saved or loaded (see `adapters.base`).
 
     Args:
-        model: a transformers model (dual encoder or generative).
+        model: a dual encoder or a generative model of transformers, in PEFT's wrapping too, or of `timm_dual`.
         config: what is learned and how; the default is good for a start.
         processor: for `predict`.
 
@@ -380,6 +382,7 @@ def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None
     config = ArrCocConfig() if config is None else config
     if isinstance(model, ArrCocModel) or model in _attached:
         raise ValueError(f"this {type(model).__name__} has an adapter attached already; detach() it first")
+    given, model = model, unwrapped(model)
     kind = kind_of(model)
     body = (DualEncoderBody if kind == "dual" else GenerativeBody)(model, config.sites)
     learner = make_learner(model, body, config)
@@ -391,6 +394,7 @@ def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None
     except BaseException:
         capture.remove()
         raise
-    _attached.add(model)
+    attached._given = [given]
+    _attached.update((model, given))
     logger.info("%s", attached.inspect())
     return attached

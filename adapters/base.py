@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arr_coc.adapters.structure import unwrapped
+
 _SAMPLE = 8  # values of each tensor
 # what decides whether an adapter fits: how wide, how deep, how many heads, patches and words
 _FACTS = (
@@ -62,7 +64,7 @@ class Base:
 
 def describe(model: nn.Module) -> Base:
     """What a model is, from its class and config; no weight is read."""
-    own = _unwrapped(model)
+    own = unwrapped(model)
     config = getattr(own, "config", None)
     facts = {name: value for name, value in _facts(config) if isinstance(value, int)}
     method = getattr(getattr(config, "quantization_config", None), "quant_method", "")
@@ -74,11 +76,6 @@ def describe(model: nn.Module) -> Base:
         quantization=str(getattr(method, "value", method)),
         name=Path(name).name if Path(name).exists() else name,  # whose disk it lay on is nobody's business
     )
-
-
-def _unwrapped(model: Any) -> Any:
-    model = getattr(model, "_orig_mod", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _facts(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:

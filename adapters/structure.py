@@ -75,6 +75,12 @@ class Inspection:
         return "\n".join(lines + [f"  {'note':<10} {note}" for note in self.notes])
 
 
+def unwrapped(model: Any) -> Any:
+    """The transformers model, LoRA layers and all, inside what PEFT or torch.compile wrapped around it."""
+    model = getattr(model, "_orig_mod", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def kind_of(model: Any) -> str:
     """ "dual" for an image tower and a text tower with scores between them, "generative" for one that writes.
 
