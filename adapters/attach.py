@@ -367,7 +367,7 @@ def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None
     Nor are they read, but for a few values of each when the adapter is saved or loaded (see `adapters.base`).
 
     Args:
-        model: a dual encoder or a generative model of transformers, in PEFT's wrapping too, or of `timm_dual`.
+        model: a dual encoder or generative model of transformers, in PEFT's wrapping too, or of `timm_dual`.
         config: what is learned and how; the default is good for a start.
         processor: for `predict`.
 
