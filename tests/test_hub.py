@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 import yaml
-from hub_stand_in import Hub
 from huggingface_hub import EvalResult, constants
 from PIL import Image
 
 import tiny
 from arr_coc import ArrCocConfig, ArrCocModel, attach, state
+from hub_stand_in import Hub
 
 SMALL = ArrCocConfig(width=16, expansion=8)
 FILES = ("arr_coc_config.json", "arr_coc_model.safetensors", "arr_coc_base.safetensors")
