@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from arr_coc import state
 from arr_coc.adapters import saving
 from arr_coc.adapters.capture import Capture
-from arr_coc.adapters.checks import label_rows, rewards
+from arr_coc.adapters.checks import rewards
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import IGNORE, GenerativeBody
 from arr_coc.adapters.perceived import Handle, Perceived, Prediction, ordinary
 from arr_coc.adapters.predict import predict
 from arr_coc.adapters.structure import Inspection, kind_of
+from arr_coc.adapters.teach import teach
 from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
@@ -245,16 +246,7 @@ class ArrCocModel(nn.Module):
             ValueError, TypeError: for inputs that do not fit, before anything has changed.
         """
         self._on()
-        if isinstance(self.body, DualEncoderBody):
-            self.body.check(inputs)
-            rows = label_rows(labels, self.body.batch(inputs), inputs["input_ids"].shape[0])
-            seen = self.perceive(**inputs)
-            taught = [seen.keys[int(row)] for row in rows]
-        else:
-            seen = self.perceive(labels=labels, **inputs)
-            taught = seen.keys
-        with torch.no_grad():
-            return self.learner.learn(seen.percept, taught)
+        return teach(self, labels, inputs).answer
 
     def act(self, **inputs: Any) -> Handle:
         """Choose (dual: one of the candidate texts; generative: `generate`), and remember what a reward will
