@@ -16,12 +16,12 @@ from arr_coc.adapters.acting import act
 from arr_coc.adapters.acting import reward as give
 from arr_coc.adapters.adapter_set import AdapterSet, check_base, make_learner
 from arr_coc.adapters.capture import Capture
-from arr_coc.adapters.checks import label_rows
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.perceived import Handle, Perceived, Prediction, ordinary
 from arr_coc.adapters.predict import predict
 from arr_coc.adapters.structure import kind_of, unwrapped
+from arr_coc.adapters.teach import teach
 from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
@@ -251,16 +251,7 @@ class ArrCocModel(AdapterSet):
         """
         self._on()
         self._check_plastic()
-        if isinstance(self.body, DualEncoderBody):
-            self.body.check(inputs)
-            rows = label_rows(labels, self.body.batch(inputs), inputs["input_ids"].shape[0])
-            seen = self.perceive(**inputs)
-            taught = [seen.keys[int(row)] for row in rows]
-        else:
-            seen = self.perceive(labels=labels, **inputs)
-            taught = seen.keys
-        with torch.no_grad():
-            return self._teach(seen.percept, taught)
+        return teach(self, labels, inputs).answer
 
     def act(self, **inputs: Any) -> Handle:
         """Choose (dual: one of the candidate texts; generative: `generate`), and remember what a reward will

@@ -79,7 +79,7 @@ class Familiarity(nn.Module):
         seen = self.variance(x).log() - self.usual_variance().log()
         for value in seen.tolist() if total > 0 else ():
             watched += 1
-            part, step = watched**2 / _squares(watched), value - mean
+            part, step = watched**2 / squares(watched), value - mean
             mean += part * step
             square = (1 - part) * (square + part * step * step)
         now = [watched, mean, square, total + weight, count + samples]
@@ -99,14 +99,14 @@ class Familiarity(nn.Module):
         self.gram += other.gram
         watched = torch.stack([self.leverage, other.leverage])
         count, mean, square, total, samples = watched.T
-        shares = _squares(count)
+        shares = squares(count)
         share = shares / shares.sum().clamp_min(1)
         both = share @ mean
         pooled = share @ (square + (mean - both) ** 2)
         self.leverage.copy_(torch.stack([count.sum(), both, pooled, total.sum(), samples.sum()]))
 
 
-def _squares(n: Any) -> Any:
+def squares(n: Any) -> Any:
     """1 + 4 + ... + n^2, for a number or a tensor."""
     return n * (n + 1) * (2 * n + 1) / 6
 

@@ -14,6 +14,7 @@ from arr_coc.neuromodulator import max_boltzmann, reward_prediction_error, surpr
 from arr_coc.optimizer import Optimizer
 from arr_coc.pending import Eligibility, Pending
 from arr_coc.percept import Percept
+from arr_coc.precision import exact
 from arr_coc.readout import PrecisionReadout
 from arr_coc.relevance import (
     ContextKey,
@@ -47,17 +48,8 @@ class Learner(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.ladder = Ladder(
-            site_widths,
-            context_width,
-            state_width,
-            config.width,
-            config.expansion,
-            config.seed,
-            config.reads,
-            config.activation,
-            config.ladder_gain,
-        )
+        shape = (site_widths, context_width, state_width, config.width, config.expansion, config.seed)
+        self.ladder = Ladder(*shape, config.reads, config.activation, config.ladder_gain)
         self.readout = PrecisionReadout(self.ladder.phi_width, config.ridge)
         feature_width = self.ladder.depth * self.ladder.width
         self.scenes = Familiarity(2 * self.ladder.width + 1, config.ridge)
@@ -83,6 +75,7 @@ class Learner(nn.Module):
 
     # -- answering -------------------------------------------------------------------------------------------
 
+    @exact
     def answer(self, percept: Percept) -> Answer:
         """Relevance, surprise and values of a percept. Changes nothing."""
         config = self.config
@@ -169,6 +162,7 @@ class Learner(nn.Module):
 
     # -- learning --------------------------------------------------------------------------------------------
 
+    @exact
     def learn(self, percept: Percept, keys: list[str]) -> Answer:
         """One online step towards the labels `keys` (one per sample); returns the answer from before the
         step.
@@ -293,6 +287,7 @@ class Learner(nn.Module):
 
     # -- reward ----------------------------------------------------------------------------------------------
 
+    @exact
     def act(
         self, percept: Percept, keys: list[str], choice: Tensor | None = None
     ) -> tuple[Tensor, list[Eligibility]]:
@@ -337,6 +332,7 @@ class Learner(nn.Module):
         ]
         return choice, left
 
+    @exact
     def reward(self, eligibility: list[Eligibility], reward: Tensor) -> Tensor:
         """Three factors: reward prediction error x the eligibility that the action left; returns delta (B,).
 

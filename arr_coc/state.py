@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from arr_coc.learner import Learner
 from arr_coc.pending import Eligibility
 
-_GROWS = {"readout.cross", "readout.weight", "readout.class_count", "readout.last_met"}  # one row per class
+PER_CLASS = {
+    "readout.cross",
+    "readout.weight",
+    "readout.class_count",
+    "readout.last_met",
+}  # one row per class
 _PARTIAL = {
     "readout.partial",
     "readout.partial_precision",
@@ -98,7 +103,7 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         raise ValueError(f"the saved state lacks {', '.join(missing)}")
     for name, tensor in mine.items():
         given, shape = saved[name], list(tensor.shape)
-        if name in _GROWS:
+        if name in PER_CLASS:
             shape[0] = len(classes)
         if name in _CONTEXTS:
             shape[0] = len(given)

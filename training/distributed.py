@@ -1,0 +1,321 @@
+"""Learning in several processes: every rank learns from its own part, and at a merge statistics are summed.
+
+What the readout, the familiarity of scenes and the contexts know are sums over samples. Each rank hands over
+what its sums have gained since the last merge, so however often one merges no sample counts twice, and with U
+and W fixed the merged readout is the one of a single process over the same samples, whatever the split.
+
+What is no sum (U, the own gain, W and b, the error modules, a delta readout) takes the average of the ranks'
+changes, weighted by their samples (federated averaging, McMahan et al., 2017); statistics that ranks took
+under a U of their own are summed as they are, so the last claim is made for fixed U and W only. What a rule
+or an optimizer keeps for itself, and the random generator, are rank 0's. In the end all ranks hold rank 0's
+state bit for bit.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import Tensor
+
+from arr_coc import state
+from arr_coc.familiarity import squares
+from arr_coc.learner import Learner
+
+_SUMS = ("readout.cross", "readout.class_count", "readout.familiarity.gram", "scenes.gram")
+_LEVERAGE = ("readout.familiarity.leverage", "scenes.leverage")
+_INVERSE, _MEAN, _COUNT, _MET = (f"context_key.{n}" for n in ("inverse_correlation", "mean", "count", "met"))
+
+
+@dataclass(frozen=True)
+class Base:
+    """A state that all ranks share: its tensors by name, and its classes."""
+
+    tensors: dict[str, Tensor]
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What one rank has gained since the base.
+
+    Args:
+        samples: n, learned since then.
+        classes: of the rank, those of the base first.
+        sums: what adds up, by name; tensors with a row per class follow `classes`.
+        changes: n times the change of what is averaged.
+        last_met: when each class was last met, as a share of the n samples in (0, 1]; 0: not since the base.
+        met: the context texts met for the first time, (K, C).
+    """
+
+    samples: int
+    classes: list[str]
+    sums: dict[str, Tensor]
+    changes: dict[str, Tensor]
+    last_met: Tensor
+    met: Tensor
+
+
+def base_of(learner: Learner) -> Base:
+    """A copy of the state as it is."""
+    return Base({k: t.detach().clone() for k, t in state.tensors(learner).items()}, list(learner.classes))
+
+
+def gain(learner: Learner, base: Base) -> Gain:
+    """What a learner has gained since it was at `base`."""
+    now, before = state.tensors(learner), _grown(base.tensors, len(learner.classes))
+    n = int(now["step"] - before["step"])
+    sums = {name: now[name] - before[name] for name in _SUMS}
+    sums |= {name: _moments(now[name]) - _moments(before[name]) for name in _LEVERAGE}
+    contexts = int(now[_COUNT] - before[_COUNT])
+    # (rho I + sum c c') is what adds; nothing has to be inverted where no context was met
+    spread = now[_INVERSE] * 0 if not contexts else now[_INVERSE].inverse() - before[_INVERSE].inverse()
+    sums |= {_INVERSE: spread, _MEAN: now[_MEAN] * now[_COUNT] - before[_MEAN] * before[_COUNT]}
+    sums |= {_COUNT: now[_COUNT] - before[_COUNT]}
+    changes = {name: n * (now[name].double() - before[name].double()) for name in _averaged(learner)}
+    met = now["readout.last_met"]
+    share = ((met - before["step"]).clamp_min(0) / max(n, 1)) * (met > before["readout.last_met"])
+    return Gain(n, list(learner.classes), sums, changes, share, now[_MET][len(base.tensors[_MET]) :].clone())
+
+
+def combine(learner: Learner, base: Base, gains: Iterator[Gain] | list[Gain]) -> None:
+    """Put base + all gains into a learner; its own gain must be the first of them.
+
+    The order of classes is the base's, then that of the gains.
+    """
+    classes, samples = list(base.classes), 0
+    total: dict[str, Tensor] = {}
+    last, met = torch.zeros(len(classes), dtype=torch.float64), []
+    for one in gains:
+        classes += [name for name in one.classes if name not in classes]
+        place = {name: k for k, name in enumerate(classes)}
+        rows = torch.tensor([place[name] for name in one.classes], dtype=torch.int64)
+        for name, tensor in {**one.sums, **one.changes}.items():
+            there = _rows(total.get(name, tensor.new_zeros(())), name, len(classes), tensor)
+            total[name] = there + _spread(tensor, name, rows, len(classes))
+        samples += one.samples
+        share = _spread(one.last_met, "readout.last_met", rows, len(classes))
+        last = torch.maximum(_rows(last, "readout.last_met", len(classes), last), share.to(last))
+        met += list(one.met)
+    learner.readout.rows(classes, grow=True)
+    _write(learner, base, classes, samples, total, last)
+    for context in met:
+        learner.context_key.meet(context)
+
+
+def _write(
+    learner: Learner,
+    base: Base,
+    classes: list[str],
+    samples: int,
+    total: dict[str, Tensor],
+    last: Tensor,
+) -> None:
+    before, after = _grown(base.tensors, len(classes)), dict(state.tensors(learner))
+    for name in _SUMS:
+        after[name] = before[name] + total[name]
+    for name in _LEVERAGE:
+        after[name] = _leverage(_moments(before[name]) + total[name])
+    after[_COUNT] = before[_COUNT] + total[_COUNT]
+    if int(total[_COUNT]):
+        after[_INVERSE] = (before[_INVERSE].inverse() + total[_INVERSE]).inverse()
+        after[_MEAN] = (before[_MEAN] * before[_COUNT] + total[_MEAN]) / after[_COUNT]
+    else:
+        after[_INVERSE], after[_MEAN] = before[_INVERSE], before[_MEAN]
+    after[_MET] = before[_MET]
+    for name in _averaged(learner):
+        after[name] = (before[name].double() + total[name] / max(samples, 1)).to(before[name])
+    after["step"] = before["step"] + samples
+    known = before["readout.last_met"]
+    # as if the ranks had learned in turns: a share of a rank's samples is that share of all
+    after["readout.last_met"] = torch.where(
+        last.to(known) > 0, before["step"] + last.to(known) * samples, known
+    )
+    state.load(learner, after, {**state.meta(learner), "classes": classes})
+    if learner.config.readout == "precision":
+        learner.readout.solve()
+        learner.scenes.solve()
+
+
+def _averaged(learner: Learner) -> list[str]:
+    ladder = [f"ladder.{name}" for name in learner.ladder.weights()]
+    errors = [f"errors.{name}" for name in learner.errors.state_names]
+    delta = ["readout.weight"] if learner.config.readout == "delta" else []
+    return ["relevance_weight", "own_gain.weight", "surprise_watch", *ladder, *errors, *delta]
+
+
+def _grown(tensors: dict[str, Tensor], classes: int) -> dict[str, Tensor]:
+    """With zeros for the classes that appeared since."""
+    return {k: _rows(t, k, classes, t) for k, t in tensors.items()}
+
+
+def _rows(tensor: Tensor, name: str, classes: int, like: Tensor) -> Tensor:
+    if name not in state.PER_CLASS:
+        return tensor
+    grown = like.new_zeros(classes, *like.shape[1:])
+    if tensor.dim():
+        grown[: len(tensor)] = tensor
+    return grown
+
+
+def _spread(tensor: Tensor, name: str, rows: Tensor, classes: int) -> Tensor:
+    """Rows of a tensor per class, put where those classes are among all."""
+    if name not in state.PER_CLASS:
+        return tensor
+    there = tensor.new_zeros(classes, *tensor.shape[1:])
+    return there.index_copy(0, rows.to(tensor.device), tensor)
+
+
+def _moments(leverage: Tensor) -> Tensor:
+    """What adds up of count, mean, variance, total weight, samples: count, sum i^2, its first two moments."""
+    count, mean, square, total, samples = leverage.tolist()
+    w = squares(count)
+    return leverage.new_tensor([count, w, w * mean, w * (square + mean * mean), total, samples])
+
+
+def _leverage(moments: Tensor) -> Tensor:
+    count, w, first, second, total, samples = moments.tolist()
+    mean = first / max(w, 1)
+    square = max(second / max(w, 1) - mean * mean, 0.0)
+    return moments.new_tensor([count, mean, square, total, samples])
+
+
+# -- between processes ---------------------------------------------------------------------------------------
+
+
+class Merging:
+    """A learner whose ranks are merged now and then; without further processes it does nothing.
+
+    Args:
+        device: that the process group's backend sends from.
+    """
+
+    def __init__(self, learner: Learner, device: torch.device) -> None:
+        self.learner, self.device = learner, device
+        self.base: Base | None = None
+
+    def begin(self) -> None:
+        """All ranks start from rank 0's state."""
+        if ranks() > 1:
+            self._follow()
+
+    def merge(self) -> None:
+        """Sum up what all ranks have gained since the last merge; a collective call.
+
+        Raises:
+            ValueError: on every rank, where one has actions that wait for a reward, or rewarded single rows.
+        """
+        if ranks() == 1 or self.base is None:
+            return
+        own = gain(self.learner, self.base)
+        partial = self.learner.readout.partial
+        alone = bool(self.learner.pending.groups) or not _same(partial, self.base.tensors["readout.partial"])
+        learned, stuck = largest([own.samples, int(alone)], self.device)
+        if stuck:
+            raise ValueError(
+                "a rank has actions that wait for their reward, or rows that were rewarded on their own: "
+                "such learning cannot be merged; learn from labels, or with one process"
+            )
+        if not learned:
+            return
+        with answered():
+            if dist.get_rank() == 0:
+                combine(self.learner, self.base, self._gather(own))
+            else:
+                self._send(own)
+        self._follow()
+
+    def _gather(self, own: Gain) -> Iterator[Gain]:
+        """One rank's gain after the other: memory does not grow with the ranks."""
+        yield own
+        for rank in range(1, ranks()):
+            length = torch.zeros(1, dtype=torch.int64, device=self.device)
+            dist.recv(length, rank)
+            data = torch.empty(int(length), dtype=torch.uint8, device=self.device)
+            dist.recv(data, rank)
+            about, tensors = _unpacked(data, self.learner.relevance_weight.device)
+            parts: dict[str, dict[str, Tensor]] = {"sums": {}, "changes": {}}
+            for name, tensor in tensors.items():
+                kind, _, inner = name.partition("/")
+                if inner:
+                    parts[kind][inner] = tensor
+            last, met = tensors["last_met"], tensors["met"]
+            yield Gain(about["samples"], about["classes"], parts["sums"], parts["changes"], last, met)
+
+    def _send(self, own: Gain) -> None:
+        tensors = {f"sums/{k}": t for k, t in own.sums.items()}
+        tensors |= {f"changes/{k}": t for k, t in own.changes.items()}
+        tensors |= {"last_met": own.last_met, "met": own.met}
+        data = _packed({"samples": own.samples, "classes": own.classes}, tensors).to(self.device)
+        dist.send(torch.tensor([len(data)], device=self.device), 0)
+        dist.send(data, 0)
+
+    def _follow(self) -> None:
+        """Take over rank 0's whole state, and start counting gains from it."""
+        learner, first = self.learner, dist.get_rank() == 0
+        data = _packed(state.meta(learner), state.tensors(learner)) if first else torch.empty(0)
+        with answered():
+            length = torch.tensor([len(data)], device=self.device)
+            dist.broadcast(length, 0)
+            data = data.to(self.device) if first else length.new_empty(int(length), dtype=torch.uint8)
+            dist.broadcast(data, 0)
+        if not first:
+            about, tensors = _unpacked(data, torch.device("cpu"))
+            state.load(learner, tensors, about)
+        self.base = base_of(learner)
+
+
+def ranks() -> int:
+    """How many processes learn together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def largest(values: list[int], device: torch.device) -> list[int]:
+    """The largest of each value over all ranks."""
+    return [int(v) for v in _reduced(torch.tensor(values, device=device), dist.ReduceOp.MAX)]
+
+
+def summed(values: Tensor, device: torch.device) -> Tensor:
+    """The sum over all ranks, where `values` are."""
+    return _reduced(values.to(device), dist.ReduceOp.SUM).to(values)
+
+
+def _reduced(values: Tensor, how: Any) -> Tensor:
+    if ranks() > 1:
+        with answered():
+            values = values.clone()
+            dist.all_reduce(values, how)
+    return values
+
+
+@contextlib.contextmanager
+def answered() -> Iterator[None]:
+    """A rank that ended or is stuck is an error on every other, in words that say so."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            "another process of this training has ended or did not answer in time (the limit is "
+            f"TrainingArguments.ddp_timeout); its own output says why. Here: {error}"
+        ) from error
+
+
+def _same(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and torch.equal(one, two)
+
+
+def _packed(about: Any, tensors: dict[str, Tensor]) -> Tensor:
+    said = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+    kept = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
+    return torch.frombuffer(bytearray(save_bytes({**kept, "about": said})), dtype=torch.uint8)
+
+
+def _unpacked(data: Tensor, device: torch.device) -> tuple[Any, dict[str, Tensor]]:
+    tensors = load_bytes(data.cpu().numpy().tobytes())
+    about = json.loads(tensors.pop("about").numpy().tobytes())
+    return about, {k: t.to(device) for k, t in tensors.items()}
