@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from arr_coc import ArrCocConfig, ArrCocModel, attach
+from arr_coc.adapters.attach import ArrCocModel, attach
 from arr_coc.adapters.timm_tower import TimmDualEncoder, TimmProcessor, timm_dual
+from arr_coc.config import ArrCocConfig
 from arr_coc.training import items, teachers
 
 SIDE, BATCH = 128, 20

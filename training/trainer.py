@@ -122,7 +122,11 @@ class ArrCocTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            names = [*inspect.signature(self.attached.model.forward).parameters, "context_ids", "context_attention_mask"]
+            names = [
+                *inspect.signature(self.attached.model.forward).parameters,
+                "context_ids",
+                "context_attention_mask",
+            ]
             self._signature_columns: Any = [*names, "label", "label_ids", *self.label_names]
 
     def get_train_dataloader(self) -> Feed:
@@ -326,7 +330,7 @@ class ArrCocTrainer(Trainer):
         for name, one in saved.items():
             if one.header.config != replace(attached.adapter(name).config, sites=one.header.config.sites):
                 raise ValueError(
-                    f"{folder} holds an adapter {name!r} of another config; attach with the config that it has"
+                    f"{folder} holds {name!r} with another config; attach with the config that it has"
                 )
         self.tuned.load(folder)
         for name, one in saved.items():

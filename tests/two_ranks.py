@@ -1,0 +1,88 @@
+"""Run by `accelerate launch` or as one rank: trains and leaves behind what this rank met and what it holds.
+
+python two_ranks.py FOLDER MODE...  Modes: a name of DATA, "learning" (U too), "die", "hang".
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import torch
+from safetensors.torch import save_file
+from torch.utils.data import IterableDataset
+
+from arr_coc import attach, state
+from arr_coc.training.trainer import ArrCocTrainer
+from training_data import BODIES, FIXED, SMALL, Crash, arguments, dual_collate, pictures
+
+COUNT = 23  # divides neither among two ranks nor into their batches
+
+
+class Flow(IterableDataset):
+    def __iter__(self):
+        yield from pictures(COUNT)
+
+
+def streamed(shards: int) -> datasets.IterableDataset:
+    rows = [{**s, "pixel_values": s["pixel_values"].numpy()} for s in pictures(COUNT)]
+    return datasets.Dataset.from_list(rows).to_iterable_dataset(num_shards=shards)
+
+
+# data and changed arguments
+DATA = {
+    "indexed": (lambda: pictures(COUNT), {}),
+    "merging": (lambda: pictures(COUNT), {"save_strategy": "steps", "save_steps": 2}),
+    "flow": (Flow, {"max_steps": 1000}),
+    "shards": (lambda: streamed(4), {"max_steps": 1000}),
+    "examples": (lambda: streamed(3), {"max_steps": 1000}),
+    "few": (lambda: pictures(COUNT)[:5], {}),
+    "learning": (lambda: pictures(COUNT), {"eval_strategy": "steps", "eval_steps": 2}),
+}
+
+
+def one(folder: Path, mode: str, rank: int) -> None:
+    data, changes = DATA.get(mode, DATA["indexed"])
+    met: list[list[int]] = []
+    held = [{**sample, "id": -1} for sample in pictures(7, seed=9)]
+
+    def collate(samples: list) -> dict:
+        if samples[0]["id"] >= 0:
+            met.append([s["id"] for s in samples])
+        return dual_collate(samples)
+
+    ends = {"die": lambda: os.kill(os.getpid(), signal.SIGKILL), "hang": lambda: time.sleep(600)}
+    callbacks = [Crash(1, ends[mode])] if mode in ends and rank == 1 else []
+    trainer = ArrCocTrainer(
+        attach(BODIES["dual"][0](), SMALL if mode == "learning" else FIXED),
+        arguments(folder / mode, remove_unused_columns=False, ddp_timeout=10, **changes),
+        collate,
+        data(),
+        held,
+        callbacks=callbacks,
+        merge_steps=1 if mode == "merging" else None,
+    )
+    trainer.train()
+    told = trainer.evaluate()
+    learner = trainer.attached.learner
+    about = {
+        "met": met,
+        "eval_loss": told["eval_loss"],
+        "classes": learner.classes,
+        "loss": [line["loss"] for line in trainer.state.log_history if "loss" in line],
+    }
+    (folder / f"{mode}-{rank}.json").write_text(json.dumps(about))
+    kept = {k: t.contiguous().clone() for k, t in state.tensors(learner).items()}
+    save_file(kept, folder / f"{mode}-{rank}.safetensors")
+    trainer.attached.detach()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name in sys.argv[2:]:
+        one(Path(sys.argv[1]), name, int(os.environ.get("RANK", "0")))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
