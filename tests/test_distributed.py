@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import RandomSampler, SequentialSampler
-from two_ranks import COUNT
 
 import tiny
 from arr_coc import ArrCocConfig, ArrCocModel, attach, state
 from arr_coc.training.distributed import Merging, base_of, combine, gain
 from arr_coc.training.feeding import Collate, Feed, Part, Share
 from training_data import FIXED, SMALL, dual_collate, learned, pictures, same
+from two_ranks import COUNT
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 SAMPLES = pictures(36)

@@ -2,7 +2,8 @@
 
 What the readout, the familiarity of scenes and the contexts know are sums over samples. Each rank hands over
 what its sums have gained since the last merge, so however often one merges no sample counts twice, and with U
-and W fixed the merged readout is the one of a single process over the same samples, whatever the split.
+and W fixed the merged readout is the one of a single process over the same samples, whatever the split. (The
+same to 1e-10 for the same activations; those of a model in float32 may differ by 1e-7 with the batch's size.)
 
 What is no sum (U, the own gain, W and b, the error modules, a delta readout) takes the average of the ranks'
 changes, weighted by their samples (federated averaging, McMahan et al., 2017); statistics that ranks took
@@ -15,6 +16,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -193,15 +195,45 @@ class Merging:
 
     Args:
         device: that the process group's backend sends from.
+        timeout: seconds after which a rank that does not answer is an error on the others.
     """
 
-    def __init__(self, learner: Learner, device: torch.device) -> None:
-        self.learner, self.device = learner, device
+    def __init__(self, learner: Learner, device: torch.device, timeout: float = 1800) -> None:
+        self.learner, self.device, self.timeout = learner, device, timeout
         self.base: Base | None = None
+        # a group of its own: the Trainer gives its timeout to processes on GPUs alone
+        self.group: Any = dist.new_group(timeout=timedelta(seconds=timeout)) if ranks() > 1 else None
+
+    @contextlib.contextmanager
+    def _answered(self) -> Iterator[None]:
+        """A rank that ended or is stuck is an error on every other, in words that say so."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise RuntimeError(
+                "another process of this training has ended or did not answer in "
+                f"{self.timeout:g} s (TrainingArguments.ddp_timeout); its own output says why. Here: {error}"
+            ) from error
+
+    def largest(self, values: list[int]) -> list[int]:
+        """The largest of each value over all ranks."""
+        return [int(v) for v in self._reduced(torch.tensor(values), dist.ReduceOp.MAX)]
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def _reduced(self, values: Tensor, how: Any) -> Tensor:
+        if self.group is None:
+            return values
+        there = values.to(self.device, copy=True)
+        with self._answered():
+            dist.all_reduce(there, how, self.group)
+            return there.to(values)
 
     def begin(self) -> None:
         """All ranks start from rank 0's state."""
-        if ranks() > 1:
+        if self.group is not None:
             self._follow()
 
     def merge(self) -> None:
@@ -210,12 +242,12 @@ class Merging:
         Raises:
             ValueError: on every rank, where one has actions that wait for a reward, or rewarded single rows.
         """
-        if ranks() == 1 or self.base is None:
+        if self.group is None or self.base is None:
             return
         own = gain(self.learner, self.base)
         partial = self.learner.readout.partial
         alone = bool(self.learner.pending.groups) or not _same(partial, self.base.tensors["readout.partial"])
-        learned, stuck = largest([own.samples, int(alone)], self.device)
+        learned, stuck = self.largest([own.samples, int(alone)])
         if stuck:
             raise ValueError(
                 "a rank has actions that wait for their reward, or rows that were rewarded on their own: "
@@ -223,7 +255,7 @@ class Merging:
             )
         if not learned:
             return
-        with answered():
+        with self._answered():
             if dist.get_rank() == 0:
                 combine(self.learner, self.base, self._gather(own))
             else:
@@ -235,9 +267,9 @@ class Merging:
         yield own
         for rank in range(1, ranks()):
             length = torch.zeros(1, dtype=torch.int64, device=self.device)
-            dist.recv(length, rank)
+            dist.recv(length, rank, self.group)
             data = torch.empty(int(length), dtype=torch.uint8, device=self.device)
-            dist.recv(data, rank)
+            dist.recv(data, rank, self.group)
             about, tensors = _unpacked(data, self.learner.relevance_weight.device)
             parts: dict[str, dict[str, Tensor]] = {"sums": {}, "changes": {}}
             for name, tensor in tensors.items():
@@ -252,18 +284,18 @@ class Merging:
         tensors |= {f"changes/{k}": t for k, t in own.changes.items()}
         tensors |= {"last_met": own.last_met, "met": own.met}
         data = _packed({"samples": own.samples, "classes": own.classes}, tensors).to(self.device)
-        dist.send(torch.tensor([len(data)], device=self.device), 0)
-        dist.send(data, 0)
+        dist.send(torch.tensor([len(data)], device=self.device), 0, self.group)
+        dist.send(data, 0, self.group)
 
     def _follow(self) -> None:
         """Take over rank 0's whole state, and start counting gains from it."""
         learner, first = self.learner, dist.get_rank() == 0
         data = _packed(state.meta(learner), state.tensors(learner)) if first else torch.empty(0)
-        with answered():
+        with self._answered():
             length = torch.tensor([len(data)], device=self.device)
-            dist.broadcast(length, 0)
+            dist.broadcast(length, 0, self.group)
             data = data.to(self.device) if first else length.new_empty(int(length), dtype=torch.uint8)
-            dist.broadcast(data, 0)
+            dist.broadcast(data, 0, self.group)
         if not first:
             about, tensors = _unpacked(data, torch.device("cpu"))
             state.load(learner, tensors, about)
@@ -273,36 +305,6 @@ class Merging:
 def ranks() -> int:
     """How many processes learn together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def largest(values: list[int], device: torch.device) -> list[int]:
-    """The largest of each value over all ranks."""
-    return [int(v) for v in _reduced(torch.tensor(values, device=device), dist.ReduceOp.MAX)]
-
-
-def summed(values: Tensor, device: torch.device) -> Tensor:
-    """The sum over all ranks, where `values` are."""
-    return _reduced(values.to(device), dist.ReduceOp.SUM).to(values)
-
-
-def _reduced(values: Tensor, how: Any) -> Tensor:
-    if ranks() > 1:
-        with answered():
-            values = values.clone()
-            dist.all_reduce(values, how)
-    return values
-
-
-@contextlib.contextmanager
-def answered() -> Iterator[None]:
-    """A rank that ended or is stuck is an error on every other, in words that say so."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise RuntimeError(
-            "another process of this training has ended or did not answer in time (the limit is "
-            f"TrainingArguments.ddp_timeout); its own output says why. Here: {error}"
-        ) from error
 
 
 def _same(one: Tensor, two: Tensor) -> bool:

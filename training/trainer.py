@@ -38,7 +38,7 @@ from arr_coc.adapters.teach import fused_scores, own_scores, teach
 from arr_coc.config import ArrCocConfig
 from arr_coc.training import checkpoint
 from arr_coc.training.arguments import kept, refuse, special_tokens
-from arr_coc.training.distributed import Merging, largest, summed
+from arr_coc.training.distributed import Merging
 from arr_coc.training.feeding import Feed, feed
 from arr_coc.training.finetune import Tuned
 from arr_coc.training.interruption import Interruption
@@ -95,11 +95,14 @@ class ArrCocTrainer(Trainer):
             if own:
                 attached.detach()
             raise
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            # there is nothing to wrap: no gradient to share, and autocast is for the backbone alone
+            attached._is_accelerate_prepared = True
         self.label_names = self.args.label_names or ["labels"]
         self.model_accepts_loss_kwargs = False
         self.args._n_gpu = min(self.args.n_gpu, 1)  # one process reads one model's activations
         self._train_batch_size = self.args.train_batch_size
-        self.merging = Merging(attached.learner, self.args.device)
+        self.merging = Merging(attached.learner, self.args.device, self.args.ddp_timeout)
         self._window, self._life = Prequential(), torch.zeros(4, dtype=torch.float64)
         self._told: dict[str, float] | None = None
         self._resume: str | None = None
@@ -160,7 +163,7 @@ class ArrCocTrainer(Trainer):
             FileNotFoundError, ValueError: for a checkpoint that is missing, cut short or of another adapter.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(checkpoint.last_complete(self.args.output_dir))
+            resume_from_checkpoint = str(checkpoint.last_complete(str(self.args.output_dir)))
         elif resume_from_checkpoint and not checkpoint.complete(Path(resume_from_checkpoint)):
             raise FileNotFoundError(f"{resume_from_checkpoint} holds no complete checkpoint of this trainer")
         self._resume = str(resume_from_checkpoint) if resume_from_checkpoint else None
@@ -187,7 +190,7 @@ class ArrCocTrainer(Trainer):
         """The next batches of this rank; {} where another one still has some. All ranks agree to stop."""
         self._load_rng_state(self._resume)  # before they are made, and what is random in that
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        most, stop = largest([len(batches), int(self._interruption.asked)], self.args.device)
+        most, stop = self.merging.largest([len(batches), int(self._interruption.asked)])
         self._stopping = bool(stop)
         endless = not has_length(self.train_dataset)
         if most == 0:
@@ -253,7 +256,7 @@ class ArrCocTrainer(Trainer):
     # -- what is told ----------------------------------------------------------------------------------------
 
     def _close_window(self) -> dict[str, float]:
-        sums = summed(self._window.take(), self.args.device)
+        sums = self.merging.summed(self._window.take())
         self._life += sums
         return means(sums)
 
@@ -290,13 +293,14 @@ class ArrCocTrainer(Trainer):
         labels, body = inputs.pop(self.label_names[0], None), self.attached.body
         if labels is not None and isinstance(body, GenerativeBody):
             inputs = body.with_answers(inputs, labels)
-        output = model(**inputs)
+        with self.accelerator.autocast():
+            output = model(**inputs)
         with torch.no_grad():
             scores = output.logits if isinstance(body, GenerativeBody) else body.own_logits(output)
             loss = None
             if labels is not None:
                 loss = nn.functional.cross_entropy(*own_scores(body, output, labels))
-        return (loss, None, None) if prediction_loss_only else (loss, scores.clone(), labels)
+        return (loss, None, None) if prediction_loss_only else (loss, scores.float().clone(), labels)
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
