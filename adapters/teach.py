@@ -65,7 +65,7 @@ def fused_scores(
     """As `own_scores`, with what was learned mixed in as it stood when the answer was given."""
     with torch.no_grad():
         own, right = own_scores(attached.body, seen.output, labels)
-        learner = attached.learner
+        learner = attached.adapter(attached.plastic[0])  # whose answer it is
         if isinstance(attached.body, DualEncoderBody):
             rows = learner.readout.rows(seen.keys)
         else:

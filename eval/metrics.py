@@ -272,6 +272,20 @@ def wc_acc(scores: ArrayLike, ended: Sequence[int]) -> float:
     return _mean(matrix[-1, -1]) / len(ended) + (1 - 1 / len(ended)) * min_acc(scores, ended)
 
 
+def forgetting_so_far(scores: ArrayLike) -> float:
+    """mean_j (max_l E[l][j] - E[N][j]): how far each probe is below its best, the first evaluation included.
+
+    Needs no ends of experiences; what was known before anything was learned counts as known.
+
+    Args:
+        scores: one row per evaluation, (N, T).
+    """
+    matrix = np.asarray(scores, dtype=np.float64)
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise ValueError(f"scores {matrix.shape}: (evaluations, probes) is needed, at least one of each")
+    return _mean(matrix.max(0) - matrix[-1])
+
+
 _OF_ONE: list[Callable[[Scores], float]] = [
     final_accuracy,
     average_incremental_accuracy,

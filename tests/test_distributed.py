@@ -157,8 +157,8 @@ def test_when_classes_were_met_goes_on_as_if_ranks_took_turns() -> None:
 
 def test_one_process_merges_nothing() -> None:
     one = attach(tiny.dual(), SMALL)
-    merging, before = Merging(one.learner, torch.device("cpu")), learned(one)
-    merging.begin()
+    merging, before = Merging(torch.device("cpu")), learned(one)
+    merging.begin([one.learner])
     merging.merge()
     assert same(before, learned(one))
 
@@ -226,9 +226,10 @@ def environment(**more: object) -> dict[str, str]:
 
 def test_two_launched_processes_learn_as_one(tmp_path) -> None:
     modes = ["indexed", "merging", "flow", "shards", "examples", "few", "learning"]
+    launched = [*modes[:2], "resumed", *modes[2:]]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(port()), str(SCRIPT), str(tmp_path), *modes]
+    launch += ["--main_process_port", str(port()), str(SCRIPT), str(tmp_path), *launched]
     done = subprocess.run(launch, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     for mode in modes:
@@ -255,6 +256,8 @@ def test_two_launched_processes_learn_as_one(tmp_path) -> None:
         for name in ("readout.familiarity.gram", "readout.familiarity.precision", "scenes.precision", "step"):
             torch.testing.assert_close(held[0][name], alone[name], rtol=0, atol=1e-10)
         single.detach()
+    resumed, whole = (load_file(tmp_path / f"{m}-1.safetensors") for m in ("resumed", "merging"))
+    assert same(resumed, whole)  # what was stopped at checkpoint-2 ends as what was not
     saved = sorted(p.name for p in (tmp_path / "merging").glob("checkpoint-*"))
     assert saved == ["checkpoint-2", "checkpoint-3"]
     randoms = sorted(p.name for p in (tmp_path / "merging" / "checkpoint-2").glob("rng_state*"))

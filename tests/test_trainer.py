@@ -292,6 +292,29 @@ def test_a_stream_is_passed_once_and_columns_and_workers_are_the_trainers(tmp_pa
     assert "source" not in chosen
 
 
+def test_of_several_adapters_the_plastic_ones_learn_and_all_are_resumed(tmp_path) -> None:
+    def pair() -> ArrCocTrainer:
+        attached = attach(tiny.dual(), SMALL)
+        attached.add_adapter("second", SMALL)
+        attached.set_plastic(["second"])
+        args = arguments(tmp_path, save_strategy="steps", save_steps=3)
+        return ArrCocTrainer(attached, args, dual_collate, pictures(30))
+
+    alone, two = trainer(tmp_path / "alone"), pair()
+    told = alone.train()
+    assert two.train().training_loss == told.training_loss  # the one that learns is the one that is told of
+    assert logged(two, "classes") == logged(alone, "classes")
+    second = state.tensors(two.attached.adapter("second"))
+    assert same(second, learned(alone))
+    assert int(two.attached.learner.step) == 0
+    resumed = pair()
+    resumed.train(str(tmp_path / "checkpoint-3"))
+    assert same(state.tensors(resumed.attached.adapter("second")), second)
+    resumed.attached.set_plastic([])
+    with pytest.raises(ValueError, match="no adapter is plastic"):
+        resumed.train()
+
+
 def test_callbacks_hear_what_is_logged(tmp_path) -> None:
     heard = []
 

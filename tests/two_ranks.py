@@ -36,6 +36,7 @@ def streamed(shards: int) -> datasets.IterableDataset:
 DATA = {
     "indexed": (lambda: pictures(COUNT), {}),
     "merging": (lambda: pictures(COUNT), {"save_strategy": "steps", "save_steps": 2}),
+    "resumed": (lambda: pictures(COUNT), {}),
     "flow": (Flow, {"max_steps": 1000}),
     "shards": (lambda: streamed(4), {"max_steps": 1000}),
     "examples": (lambda: streamed(3), {"max_steps": 1000}),
@@ -63,9 +64,9 @@ def one(folder: Path, mode: str, rank: int) -> None:
         data(),
         held,
         callbacks=callbacks,
-        merge_steps=1 if mode == "merging" else None,
+        merge_steps=1 if mode in ("merging", "resumed") else None,
     )
-    trainer.train()
+    trainer.train(str(folder / "merging" / "checkpoint-2") if mode == "resumed" else None)
     told = trainer.evaluate()
     learner = trainer.attached.learner
     about = {

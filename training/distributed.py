@@ -191,16 +191,16 @@ def _leverage(moments: Tensor) -> Tensor:
 
 
 class Merging:
-    """A learner whose ranks are merged now and then; without further processes it does nothing.
+    """Learners whose ranks are merged now and then; without further processes it does nothing.
 
     Args:
         device: that the process group's backend sends from.
         timeout: seconds after which a rank that does not answer is an error on the others.
     """
 
-    def __init__(self, learner: Learner, device: torch.device, timeout: float = 1800) -> None:
-        self.learner, self.device, self.timeout = learner, device, timeout
-        self.base: Base | None = None
+    def __init__(self, device: torch.device, timeout: float = 1800) -> None:
+        self.device, self.timeout = device, timeout
+        self.shared: list[tuple[Learner, Base]] = []
         # a group of its own: the Trainer gives its timeout to processes on GPUs alone
         self.group: Any = dist.new_group(timeout=timedelta(seconds=timeout)) if ranks() > 1 else None
 
@@ -231,10 +231,10 @@ class Merging:
             dist.all_reduce(there, how, self.group)
             return there.to(values)
 
-    def begin(self) -> None:
-        """All ranks start from rank 0's state."""
+    def begin(self, learners: list[Learner]) -> None:
+        """All ranks start from rank 0's state of these learners; a collective call."""
         if self.group is not None:
-            self._follow()
+            self.shared = [(one, self._follow(one)) for one in learners]
 
     def merge(self) -> None:
         """Sum up what all ranks have gained since the last merge; a collective call.
@@ -242,11 +242,12 @@ class Merging:
         Raises:
             ValueError: on every rank, where one has actions that wait for a reward, or rewarded single rows.
         """
-        if self.group is None or self.base is None:
-            return
-        own = gain(self.learner, self.base)
-        partial = self.learner.readout.partial
-        alone = bool(self.learner.pending.groups) or not _same(partial, self.base.tensors["readout.partial"])
+        self.shared = [(one, self._merged(one, base)) for one, base in self.shared]
+
+    def _merged(self, learner: Learner, base: Base) -> Base:
+        own = gain(learner, base)
+        partial = learner.readout.partial
+        alone = bool(learner.pending.groups) or not _same(partial, base.tensors["readout.partial"])
         learned, stuck = self.largest([own.samples, int(alone)])
         if stuck:
             raise ValueError(
@@ -254,15 +255,15 @@ class Merging:
                 "such learning cannot be merged; learn from labels, or with one process"
             )
         if not learned:
-            return
+            return base
         with self._answered():
             if dist.get_rank() == 0:
-                combine(self.learner, self.base, self._gather(own))
+                combine(learner, base, self._gather(own, learner))
             else:
                 self._send(own)
-        self._follow()
+        return self._follow(learner)
 
-    def _gather(self, own: Gain) -> Iterator[Gain]:
+    def _gather(self, own: Gain, learner: Learner) -> Iterator[Gain]:
         """One rank's gain after the other: memory does not grow with the ranks."""
         yield own
         for rank in range(1, ranks()):
@@ -270,7 +271,7 @@ class Merging:
             dist.recv(length, rank, self.group)
             data = torch.empty(int(length), dtype=torch.uint8, device=self.device)
             dist.recv(data, rank, self.group)
-            about, tensors = _unpacked(data, self.learner.relevance_weight.device)
+            about, tensors = _unpacked(data, learner.relevance_weight.device)
             parts: dict[str, dict[str, Tensor]] = {"sums": {}, "changes": {}}
             for name, tensor in tensors.items():
                 kind, _, inner = name.partition("/")
@@ -287,9 +288,9 @@ class Merging:
         dist.send(torch.tensor([len(data)], device=self.device), 0, self.group)
         dist.send(data, 0, self.group)
 
-    def _follow(self) -> None:
-        """Take over rank 0's whole state, and start counting gains from it."""
-        learner, first = self.learner, dist.get_rank() == 0
+    def _follow(self, learner: Learner) -> Base:
+        """Take over rank 0's whole state; gains count from it."""
+        first = dist.get_rank() == 0
         data = _packed(state.meta(learner), state.tensors(learner)) if first else torch.empty(0)
         with self._answered():
             length = torch.tensor([len(data)], device=self.device)
@@ -299,7 +300,7 @@ class Merging:
         if not first:
             about, tensors = _unpacked(data, torch.device("cpu"))
             state.load(learner, tensors, about)
-        self.base = base_of(learner)
+        return base_of(learner)
 
 
 def ranks() -> int:

@@ -5,8 +5,8 @@ processes, mixed precision) it does here too. What is different:
 
 - A step is one `learn` on one batch: no backward pass, no optimizer. With `gradient_accumulation_steps=n`
   there is nothing to accumulate: n batches are n local updates, counted as one step and logged as their mean.
-- `loss`, `accuracy` and `surprise` are prequential: each sample's, before it was learned, averaged over the
-  samples since the last log; `classes` is how many were met. Evaluation never learns.
+- `loss`, `accuracy` and `surprise` are prequential: each sample's, before the first plastic adapter learned
+  it, averaged over the samples since the last log; `classes` is how many were met. Evaluation never learns.
 - Checkpoints are the adapter's own files and JSON; no pickle is written or read. A run that was stopped and
   resumed ends in the same state, bit for bit, as one that never stopped (random augmentation in worker
   processes excepted: their generators start anew).
@@ -102,7 +102,7 @@ class ArrCocTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.args._n_gpu = min(self.args.n_gpu, 1)  # one process reads one model's activations
         self._train_batch_size = self.args.train_batch_size
-        self.merging = Merging(attached.learner, self.args.device, self.args.ddp_timeout)
+        self.merging = Merging(self.args.device, self.args.ddp_timeout)
         self._window, self._life = Prequential(), torch.zeros(4, dtype=torch.float64)
         self._told: dict[str, float] | None = None
         self._resume: str | None = None
@@ -121,15 +121,13 @@ class ArrCocTrainer(Trainer):
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         super()._move_model_to_device(self.attached.model, device)
-        state.place(self.attached.learner, device)
+        for name in self.attached.adapters:
+            state.place(self.attached.adapter(name), device)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            names = [
-                *inspect.signature(self.attached.model.forward).parameters,
-                "context_ids",
-                "context_attention_mask",
-            ]
+            takes = inspect.signature(self.attached.model.forward).parameters
+            names = [*takes, "context_ids", "context_attention_mask"]
             self._signature_columns: Any = [*names, "label", "label_ids", *self.label_names]
 
     def get_train_dataloader(self) -> Feed:
@@ -166,6 +164,7 @@ class ArrCocTrainer(Trainer):
             resume_from_checkpoint = str(checkpoint.last_complete(str(self.args.output_dir)))
         elif resume_from_checkpoint and not checkpoint.complete(Path(resume_from_checkpoint)):
             raise FileNotFoundError(f"{resume_from_checkpoint} holds no complete checkpoint of this trainer")
+        self.attached._check_plastic()
         self._resume = str(resume_from_checkpoint) if resume_from_checkpoint else None
         self._generators_at, self._stopping = None, False
         self._life.zero_()
@@ -183,7 +182,7 @@ class ArrCocTrainer(Trainer):
     def _prepare_for_training(self, *args: Any, **named: Any) -> Any:
         self._realign()
         prepared = super()._prepare_for_training(*args, **named)
-        self.merging.begin()
+        self.merging.begin([self.attached.adapter(name) for name in self.attached.adapters])
         return prepared
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], None]:
@@ -271,7 +270,8 @@ class ArrCocTrainer(Trainer):
             if not self.tuned:
                 for name in ("learning_rate", "grad_norm"):
                     logs.pop(name, None)
-            logs.update(told, classes=len(self.attached.learner.classes))
+            learner = self.attached.adapter(self.attached.plastic[0])
+            logs.update(told, classes=len(learner.classes))
         super().log(logs, start_time)
 
     # -- evaluation ------------------------------------------------------------------------------------------
@@ -332,17 +332,16 @@ class ArrCocTrainer(Trainer):
         first = attached.adapters[0]
         saved = {name: saving.read(folder if name == first else folder / name) for name in attached.adapters}
         for name, one in saved.items():
-            if one.header.config != replace(attached.adapter(name).config, sites=one.header.config.sites):
-                raise ValueError(
-                    f"{folder} holds {name!r} with another config; attach with the config that it has"
-                )
+            there = one.header.config
+            if there != replace(attached.adapter(name).config, sites=there.sites):
+                raise ValueError(f"{folder} holds {name!r} with another config; attach with the one it has")
         self.tuned.load(folder)
         for name, one in saved.items():
             state.load(attached.adapter(name), one.tensors, one.header.about)
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-        self.merging.begin()
+        self.merging.begin([self.attached.adapter(name) for name in self.attached.adapters])
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.tuned:
