@@ -161,6 +161,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "text_config.rope_parameters": _MROPE,
     },
     "apertus1p5": {
+        "vision_config.base_channels": 32,
+        "vision_config.channel_multiplier": [1, 1, 1, 1, 1],
+        "vision_config.num_res_blocks": 1,
         "vision_config.codebook_size": 8,
         "audio_config.codebook_size": 8,
         "audio_config.codebook_dim": 64,
