@@ -31,7 +31,7 @@ from training_data import (
 def test_a_step_is_one_learn_and_the_logs_are_prequential(tmp_path, body: str) -> None:
     """Against a loop of its own: answer with the model's forward, then learn."""
     make, collate = BODIES[body]
-    samples = pictures(30)
+    samples = sorted(pictures(30), key=lambda s: s["labels"] == 4)  # one class comes late
     by_hand = attach(make(), SMALL)
     losses, hits, surprise = [], [], []
     for start in range(0, 30, 4):
@@ -282,6 +282,9 @@ def test_a_stream_is_passed_once_and_columns_and_workers_are_the_trainers(tmp_pa
     whole = trainer(tmp_path, train_sampling_strategy="sequential")
     whole.train()
     assert same(learned(whole), learned(one))
+    thirds = trainer(tmp_path, data=Flow(30), max_steps=100, gradient_accumulation_steps=3)
+    thirds.train()
+    assert (thirds.state.global_step, int(thirds.attached.learner.step)) == (3, 30)
     rows = [{**s, "pixel_values": s["pixel_values"].numpy(), "source": "somewhere"} for s in pictures(30)]
     table = datasets.Dataset.from_list(rows)
     tabled = trainer(tmp_path, data=table, train_sampling_strategy="sequential", dataloader_num_workers=2)
