@@ -79,6 +79,8 @@ def taught(attached: ArrCocModel, inputs: dict[str, Tensor]) -> tuple[dict[str, 
         inputs = {k: v[:, :-1] if v.shape == inputs["input_ids"].shape else v for k, v in inputs.items()}
     ids = inputs["input_ids"]
     longer = {k: _longer(v, ids, k) for k, v in inputs.items()}
+    if attached.config.model_type == "paligemma":  # 0 is a prefix, and its tokens see each other
+        longer["token_type_ids"][:, -1] = 1
     longer["input_ids"] = torch.cat([ids, answers], 1)
     return longer, torch.cat([torch.full_like(ids, IGNORE), answers], 1)
 

@@ -5,6 +5,7 @@ stands in `tiny_overrides`. The result has the architecture's own code and shape
 """
 
 import re
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -42,6 +43,9 @@ _RULES: list[tuple[str, int]] = [
     (r"num_experts_per_tok|moe_topk|moe_k", 2),
     (r"n_group|topk_group|n_groups", 1),
     (r"max_position_embeddings", 512),
+    (r"base_channels|num_filters", 32),  # group norms have 32 groups
+    (r"hidden_sizes|latent_channels|codebook_dim", WIDTH),
+    (r"num_res_blocks", 1),
 ]
 _LAYER_NUMBERS = re.compile(
     r"cross_attention_layers|deepstack_visual_indexes|fullatt_block_indexes|global_attn_indexes"
@@ -96,17 +100,14 @@ def tiny_model(kind: str, task: str, seed: int = 0) -> Any:
 
 
 def _enliven(name: str, parameter: torch.nn.Parameter) -> None:
-    """Some towers start at 1e-10, deep convolutions at .02, gates at 0: no picture would come through."""
+    """Weights are drawn for wide models: so narrow, or near 0, or gated, no picture would come through."""
     if name.endswith("gate") and parameter.numel() == 1:
         torch.nn.init.constant_(parameter, 0.5)
     if parameter.dim() < 2 or not parameter.is_floating_point():
         return
-    fan_in = parameter[0].numel()
-    spread = float(parameter.detach().std())
-    if parameter.dim() == 4 and spread * fan_in**0.5 < 0.5:
-        torch.nn.init.normal_(parameter, std=1.4 / fan_in**0.5)
-    elif spread < 1e-3:
-        torch.nn.init.normal_(parameter, std=0.05)
+    scale = parameter[0].numel() ** -0.5
+    if float(parameter.detach().std()) < scale / 2:
+        torch.nn.init.normal_(parameter, std=scale)
 
 
 def shrink(fields: dict[str, Any], ids: dict[int, int] | None = None) -> dict[str, Any]:
@@ -132,18 +133,23 @@ def _shrunk(name: Any, value: Any, fields: dict[str, Any], deep: int, ids: dict[
     if isinstance(value, dict):
         return shrink(value, ids)
     if isinstance(value, list):
-        return _short(name, value, deep)
+        short = _short(name, value, deep)
+        whole = all(isinstance(v, int) and not isinstance(v, bool) for v in short)
+        return [min(v, _bound(name, fields, v)) for v in short] if whole else short
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     if re.fullmatch(r".*(token_id|token_index|_patch_id|im_\w+_id)", name):
         return value if value < _SPECIAL else ids.setdefault(value, _SPECIAL + len(ids))
+    return min(value, _bound(name, fields, value))
+
+
+def _bound(name: str, fields: dict[str, Any], value: int) -> int:
+    """The most that a field of that name is left with; its own value where no rule knows the name."""
     if name == "image_size":
         patch = fields.get("patch_size", 16)
-        return min(value, 4 * (patch if isinstance(patch, int) else 16))
-    for pattern, size in _RULES:
-        if re.fullmatch(pattern, name):
-            return min(value, size)
-    return value
+        patch = patch[0] if isinstance(patch, list) else patch
+        return 4 * (patch or 16)
+    return next((size for pattern, size in _RULES if re.fullmatch(pattern, name)), value)
 
 
 def _short(name: str, value: list[Any], deep: int) -> list[Any]:
@@ -164,6 +170,4 @@ def _short(name: str, value: list[Any], deep: int) -> list[Any]:
 def _put(fields: dict[str, Any], path: list[str], value: Any) -> None:
     for step in path[:-1]:
         fields = fields[step]
-    if callable(value):
-        value = value(fields.get(path[-1]))
-    fields[path[-1]] = value
+    fields[path[-1]] = deepcopy(value)  # configs take apart what they are made from
