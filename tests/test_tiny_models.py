@@ -140,7 +140,8 @@ def test_placeholders_stand_in_front_where_a_processor_puts_them_there() -> None
 def processed(kind: str, **options: Any) -> dict[str, Any]:
     """What the architecture's own image processor gives for two random pictures of 64 x 64, or `side`."""
     side = options.pop("side", 64)
-    name = IMAGE_PROCESSOR_MAPPING_NAMES[kind]["torchvision"]
+    names = IMAGE_PROCESSOR_MAPPING_NAMES[kind]
+    name = names.get("torchvision", names.get("pil"))
     draw = np.random.default_rng(0)
     shown = [Image.fromarray(draw.integers(0, 255, (side, side, 3), dtype=np.uint8)) for _ in range(2)]
     return getattr(transformers, name)(**options)(shown, return_tensors="pt")
