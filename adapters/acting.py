@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from arr_coc.adapters.answers import IGNORE, behind, labels_for, new_tokens
 from arr_coc.adapters.checks import rewards
-from arr_coc.adapters.generative import IGNORE, GenerativeBody
+from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.perceived import Handle, Perceived
 
 if TYPE_CHECKING:
@@ -24,25 +25,22 @@ def act(attached: "ArrCocModel", inputs: dict[str, Any]) -> Handle:
 
 
 def _act_in_words(attached: "ArrCocModel", body: GenerativeBody, inputs: dict[str, Any]) -> Handle:
-    own = set(attached._signature.parameters)
-    model_inputs = {k: v for k, v in inputs.items() if k in own and isinstance(v, Tensor)}
-    body.check(model_inputs)
-    ids = model_inputs["input_ids"]
-    written = attached.generate(**inputs)
-    answer = written[:, ids.shape[1] :] if written.shape[1] > ids.shape[1] else written
+    shown = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}  # what steers `generate` is no tensor
+    body.check(shown)
+    written = attached.generate(**{k: v.clone() if k in shown else v for k, v in inputs.items()})
     pad = getattr(attached.model.generation_config, "pad_token_id", None)
-    taught = torch.cat([torch.full_like(ids, IGNORE), answer.masked_fill(answer == pad, IGNORE)], 1)
-    mask = model_inputs.get("attention_mask", torch.ones_like(ids))
-    full = {
-        **model_inputs,
-        "input_ids": torch.cat([ids, answer], 1),
-        "attention_mask": torch.cat([mask, torch.ones_like(answer)], 1),
-    }
+    if body.encoder_decoder:
+        answer = written[:, 1:]  # behind the token that it starts from
+        full, taught = shown, answer if pad is None else answer.masked_fill(answer == pad, IGNORE)
+    else:
+        answer = new_tokens(written, shown["input_ids"], body.family)
+        full = behind(shown, answer, body.family)
+        taught = labels_for(shown, answer, pad, body.family)
     seen = attached.perceive(labels=taught, **full)
     names = list(dict.fromkeys(seen.keys))
     forced = torch.tensor([names.index(k) for k in seen.keys])
-    of_sample = (taught[:, 1:] != IGNORE).nonzero(as_tuple=True)[0].tolist()
-    groups = [[place for place, s in enumerate(of_sample) if s == b] for b in range(len(ids))]
+    of_sample = body.taught(taught)[0].tolist()
+    groups = [[place for place, s in enumerate(of_sample) if s == b] for b in range(len(taught))]
     _, numbers = _remember(attached, seen, names, forced, groups)
     return Handle(next(iter(numbers.values())), answer, numbers)
 

@@ -100,6 +100,8 @@ class ArrCocModel(AdapterSet):
                 return self._said
         finally:
             self._capture.clear()
+            if isinstance(self.body, GenerativeBody):
+                self.body.rest()
 
     def _say(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         said, self._said = self._said, None
@@ -130,6 +132,8 @@ class ArrCocModel(AdapterSet):
             if not silent:
                 self._capture.clear()
                 self._said = None
+                if isinstance(self.body, GenerativeBody):
+                    self.body.rest()
 
     def forward(
         self,
@@ -202,6 +206,7 @@ class ArrCocModel(AdapterSet):
         if isinstance(self.body, GenerativeBody):
             labels = self.body.check_labels(labels, inputs.get("input_ids"))
             inputs = self.body.with_answers(inputs, labels)
+        before = getattr(self.body, "now", None)  # a prompt that is being decoded stays what it was
         with self._call(silent=True, labels=labels):
             try:
                 with torch.inference_mode():
@@ -212,6 +217,8 @@ class ArrCocModel(AdapterSet):
                 percept = ordinary(percept)
             finally:
                 self._capture.clear()
+                if isinstance(self.body, GenerativeBody):
+                    self.body.end(before)
         if not bool(percept.finite().all()):
             bad = (~percept.finite()).nonzero().flatten().tolist()
             raise ValueError(

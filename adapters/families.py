@@ -15,6 +15,8 @@ class Family:
         in_front: the model puts its visual tokens in front of the words, and input_ids has no place for them.
         appended: what an encoder adds to input_ids comes behind it.
         blocks: path of the list of blocks whose outputs are tokens, inside a vision tower that has others.
+        separated: a prompt's last token is a separator, which `generate` takes away.
+        answer_type: the token type of answers, where there are types.
         streams: the axis of a block's output that its residual's parallel streams stand in, where it is not
             the one behind the positions.
     """
@@ -25,14 +27,18 @@ class Family:
     appended: bool = False
     streams: int | None = None
     blocks: str = ""
+    separated: bool = False
+    answer_type: int = 0
 
 
 FAMILIES: dict[str, Family] = {
     "arr_coc_timm_dual": Family(blocks="blocks"),
+    "blip": Family(separated=True),
     "gemma3n": Family(streams=0),
     "git": Family(in_front=True),
     "kosmos-2": Family(marker="image_embeds_position_mask"),
     "kosmos-2.5": Family(marker="image_embeds_position_mask"),
+    "paligemma": Family(answer_type=1),  # 0 is a prefix, whose tokens see each other
     "udop": Family(appended=True),
     # its longer stacks run over space and over time in turn: only these see all tokens of a video
     "videoprism": Family(blocks="auxiliary_layers"),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arr_coc.adapters.answers import IGNORE
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import finite_inputs, token_ids
 from arr_coc.adapters.families import family_of
@@ -28,7 +29,6 @@ from arr_coc.learner import Learner
 from arr_coc.percept import Percept
 
 _CHUNK = 64  # positions answered at a time: memory does not grow with the sequence
-IGNORE = -100  # as everywhere in transformers: nothing is taught here
 
 
 @dataclass
@@ -194,16 +194,19 @@ class GenerativeBody:
         given = {k: v for k, v in inputs.items() if v is not None}
         shows = any(name in given for name in self.senses) or bool(given.get("mm_encoder_outputs"))
         now = self.now
-        self.now = Pass(
-            {**now.asked, **given} if now.question is not None else given,
-            fresh=shows or (now.fresh and now.question is not None),
-            question=now.question if question is None else question,
-            seen=now.seen,
-        )
+        if now.question is None:  # no `generate` runs: a pass stands alone, unless it goes on from a cache
+            self.now = Pass(given, shows, question, now.seen if _goes_on(given) else None)
+        else:
+            self.now = Pass({**now.asked, **given}, shows or now.fresh, now.question, now.seen)
 
-    def end(self) -> None:
-        """Let go of everything that is known of the pass or of the prompt."""
-        self.now = Pass({})
+    def rest(self) -> None:
+        """A pass is over: let go of its inputs, and keep what a decoding step would go on from."""
+        if self.now.question is None:
+            self.now = Pass({}, seen=self.now.seen)
+
+    def end(self, before: Pass | None = None) -> None:
+        """Let go of everything that is known of the pass or of the prompt, or go back to what was before."""
+        self.now = Pass({}) if before is None else before
         if isinstance(self.source, Attended):
             self.source.states = None
 
@@ -219,10 +222,10 @@ class GenerativeBody:
         if self.encoder_decoder:
             names = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
         length = next((inputs[n].shape[1] for n in names if isinstance(inputs.get(n), Tensor)), 1)
-        keep = inputs.get("logits_to_keep") or length
+        keep = inputs.get("logits_to_keep")
         if isinstance(keep, Tensor):
             return keep.cpu() - length
-        start = length - min(int(keep), length)
+        start = length - min(int(keep or length), length)
         if isinstance(self.source, InSequence) and self.now.fresh:
             where = self.source.where(self.now.asked, length)
             if where is not None and where.shape[1] == length and where.any():
@@ -239,6 +242,8 @@ class GenerativeBody:
             asked = {k: _spread_rows(v, batch) for k, v in now.asked.items()}
             seen = self.source.read(capture, asked, hidden, self._question(asked, hidden, labels))
         if seen is not None:
+            if bool(seen.mask.all()):
+                seen = replace(seen, grid=grid_of(self.model, now.asked, *seen.mask.shape))
             if not now.fresh and now.seen is not None:
                 seen = replace(seen, words=now.seen.words)  # the question stays what it was
             self.now = replace(now, seen=seen, fresh=False)
@@ -286,7 +291,7 @@ class GenerativeBody:
             context=seen.words[sample],
             mask=None if whole else mask.clone(),
             state=last[sample, place],
-            grid=grid_of(self.model, self.now.asked, *seen.mask.shape) if whole else None,
+            grid=seen.grid,
             asked="sequence",
         )
 
@@ -312,10 +317,8 @@ class GenerativeBody:
             return output  # no image was seen: nothing to add
         logits = output.logits.clone()
         batch, kept, vocabulary = logits.shape
-        columns = rows if int(rows.min()) >= -kept else torch.arange(kept) - kept
-        known = torch.full((vocabulary,), -1, dtype=torch.long, device=logits.device)
-        for row, key in enumerate(learner.classes):
-            known[int(key)] = row
+        columns = torch.arange(-kept, 0) if len(rows) == kept else rows
+        known = token_rows(learner.classes, vocabulary, logits.device)
         step = max(_CHUNK // batch, 1)
         for start in range(0, len(rows), step):
             some = rows[start : start + step]
@@ -336,6 +339,19 @@ class GenerativeBody:
         sample, place = taught.nonzero(as_tuple=True)
         row = torch.searchsorted(taught.any(0).nonzero().flatten(), place)
         return sample, place - labels.shape[1], row, [str(int(t)) for t in answers[taught]]
+
+
+def token_rows(classes: list[str], vocabulary: int, device: Any = None) -> Tensor:
+    """The row of every token id among the classes, -1 where it was never an answer, (vocabulary,)."""
+    rows = torch.full((vocabulary,), -1, device=device)
+    rows[[int(key) for key in classes]] = torch.arange(len(classes), device=device)
+    return rows
+
+
+def _goes_on(inputs: Mapping[str, Any]) -> bool:
+    """Whether a pass goes on from one before: it brings a cache with something in it."""
+    caches = [inputs[name] for name in ("past_key_values", "cache") if name in inputs]
+    return any(c.get_seq_length() > 0 if hasattr(c, "get_seq_length") else bool(c) for c in caches)
 
 
 def _spread_rows(value: Any, batch: int) -> Any:

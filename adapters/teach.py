@@ -8,10 +8,9 @@ from torch import Tensor
 
 from arr_coc.adapters.checks import label_rows
 from arr_coc.adapters.dual_encoder import DualEncoderBody
-from arr_coc.adapters.generative import GenerativeBody
+from arr_coc.adapters.generative import GenerativeBody, token_rows
 from arr_coc.adapters.perceived import Perceived
 from arr_coc.answer import Answer
-from arr_coc.learner import Learner
 
 if TYPE_CHECKING:
     from arr_coc.adapters.attach import ArrCocModel
@@ -69,13 +68,6 @@ def fused_scores(
         if isinstance(attached.body, DualEncoderBody):
             rows = learner.readout.rows(seen.keys)
         else:
-            rows = _token_rows(learner, own.shape[1])
+            rows = token_rows(learner.classes, own.shape[1], learner.readout.weight.device)
         rows = rows.masked_fill(rows >= answer.values.shape[1], -1)  # met only since then
         return learner.fuse(own, rows, answer), right
-
-
-def _token_rows(learner: Learner, vocabulary: int) -> Tensor:
-    """The readout's row of every token id, -1 where it was never an answer, (vocabulary,)."""
-    rows = torch.full((vocabulary,), -1, device=learner.readout.weight.device)
-    rows[[int(key) for key in learner.classes]] = torch.arange(len(learner.classes), device=rows.device)
-    return rows

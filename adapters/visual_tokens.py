@@ -27,6 +27,7 @@ class Seen:
         mask: (B, N) bool, which of them exist.
         words: (B, d) mean hidden state of the text beside them, or of the tokens where there is no text.
         length: of the sequence that they stand in.
+        grid: rows and columns of the tokens, where they stand in one.
     """
 
     tokens: tuple[Tensor, ...]
@@ -34,6 +35,7 @@ class Seen:
     mask: Tensor
     words: Tensor
     length: int
+    grid: tuple[int, int] | None = None
 
 
 def token_ids_of(config: Any, family: Family) -> list[int]:
@@ -147,7 +149,7 @@ class Attended:
         model: the vision-language model.
         family: its table entry.
         tower: the decoder's blocks.
-        taps: the cross-attention modules.
+        crossing: the cross-attention modules, by path.
     """
 
     def __init__(

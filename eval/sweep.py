@@ -2,7 +2,8 @@
 
 Of each: attached outputs equal the bare model's bit for bit before anything is learned, with learning off and
 after detach; relevance has one value per visual token and sums to 1; learning moves the answer to the label;
-a saved adapter goes on where it stopped; `generate` writes what was taught, where the model can generate; the
+a saved adapter goes on where it stopped; `generate` writes what was taught, where the model can generate, and
+what it writes can be rewarded; the
 backbone's weights are the same at the end, and no hook is left.
 """
 
@@ -18,8 +19,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from arr_coc.adapters.answers import behind, labels_for
 from arr_coc.adapters.attach import ArrCocModel, attach
-from arr_coc.adapters.generative import IGNORE, GenerativeBody
+from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.config import ArrCocConfig
 from arr_coc.eval.tiny_inputs import example
 from arr_coc.eval.tiny_models import architectures, class_of, tiny_model
@@ -34,7 +36,6 @@ OUTSIDE = {  # mapped by transformers, and still nothing to attach to
     "diffusion_gemma": "denoises whole blocks: no next token to answer",
     "llama4": "cannot run at all in this version: its forward reads a field that its output lacks",
 }
-SEPARATED = ("blip",)  # `generate` takes the last token of a prompt away: a separator
 Record = dict[str, Any]
 
 
@@ -75,24 +76,8 @@ def taught(attached: ArrCocModel, inputs: dict[str, Tensor]) -> tuple[dict[str, 
     answers = torch.tensor([[a] for a in ANSWERS])
     if attached.body.encoder_decoder:
         return inputs, answers
-    if attached.config.model_type in SEPARATED:
-        inputs = {k: v[:, :-1] if v.shape == inputs["input_ids"].shape else v for k, v in inputs.items()}
-    ids = inputs["input_ids"]
-    longer = {k: _longer(v, ids, k) for k, v in inputs.items()}
-    if attached.config.model_type == "paligemma":  # 0 is a prefix, and its tokens see each other
-        longer["token_type_ids"][:, -1] = 1
-    longer["input_ids"] = torch.cat([ids, answers], 1)
-    return longer, torch.cat([torch.full_like(ids, IGNORE), answers], 1)
-
-
-def _longer(value: Tensor, ids: Tensor, name: str) -> Tensor:
-    """One position more, for an input with a value per position of input_ids."""
-    if value.shape[:2] != ids.shape or value.is_floating_point():
-        return value
-    last = (
-        value[:, -1:] if "mask" in name and "position_mask" not in name else torch.zeros_like(value[:, -1:])
-    )
-    return torch.cat([value, last], 1)
+    family = attached.body.family
+    return behind(inputs, answers, family), labels_for(inputs, answers, None, family)
 
 
 def probability(attached: ArrCocModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -140,6 +125,8 @@ def check(model: Any, task: str) -> Record:
         promise(torch.equal(probability(attached, given, labels), after), "a loaded adapter answers the same")
         if task == "generative":
             record["written"] = _written(attached, inputs)
+            if record["written"] in ("yes", "no"):
+                _rewarded(attached, inputs)
     finally:
         attached.detach()
     promise(hooks_in(model) == hooks, "no hook is left")
@@ -165,6 +152,16 @@ def _written(attached: ArrCocModel, inputs: dict[str, Tensor]) -> str:
     ids = write()
     promise(ids.shape[0] == plain.shape[0], "generate writes one answer a sample")
     return "yes" if ids[:, -2].tolist() == list(ANSWERS) else "no"
+
+
+def _rewarded(attached: ArrCocModel, inputs: dict[str, Tensor]) -> None:
+    """What the model writes on its own can be rewarded: a prediction error for every token."""
+    prompt = {k: v.clone() for k, v in inputs.items() if k != "decoder_input_ids"}
+    handle = attached.act(**prompt, max_new_tokens=2, do_sample=False)
+    errors = attached.reward(handle, 1.0)
+    promise(
+        len(errors) >= len(ANSWERS) and bool(torch.isfinite(errors).all()), "what was written is rewarded"
+    )
 
 
 def sweep(kinds: Iterable[str] = ()) -> Iterable[Record]:

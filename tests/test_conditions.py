@@ -194,9 +194,11 @@ def test_frames_of_a_video_are_visual_tokens() -> None:
     film = inputs["input_ids"].masked_fill(
         inputs["input_ids"] == model.config.image_token_id, model.config.video_token_id
     )
+    first = int((film[0] == model.config.video_token_id).nonzero()[0])
+    more = torch.full((2, 4), model.config.video_token_id)  # two frames give twice a picture's tokens
     draw = torch.Generator().manual_seed(5)
     inputs = {
-        "input_ids": torch.cat([film[:, :3], film[:, 2:3].expand(-1, 4), film[:, 3:]], 1),
+        "input_ids": torch.cat([film[:, :first], more, film[:, first:]], 1),
         "pixel_values_videos": torch.randn(2 * 32, inputs["pixel_values"].shape[1], generator=draw),
         "video_grid_thw": torch.tensor([[2, 4, 4]] * 2),
     }
@@ -207,6 +209,47 @@ def test_frames_of_a_video_are_visual_tokens() -> None:
         attached.learn(**taught(inputs))
     assert attached(**inputs).relevance.shape == (2, 8)
     assert last(attached, inputs) == [7, 8]
+
+
+def test_a_pass_without_a_picture_is_the_models_own_and_nothing_is_kept_of_one() -> None:
+    model, inputs = tiny.generative(), tiny.generative_inputs()
+    text = {"input_ids": inputs["input_ids"][:, -4:], "attention_mask": torch.ones(2, 4, dtype=torch.long)}
+    with torch.no_grad():
+        bare = model(**text).logits
+    attached = attach(model, SMALL)
+    for _ in range(5):
+        attached.learn(**taught(inputs))
+    assert attached.body.now.asked == {}
+    assert attached.body.now.seen is None
+    attached(**inputs)
+    assert attached.body.now.asked == {}
+    assert torch.equal(attached(**text).logits, bare)
+
+
+def test_decoding_by_hand_goes_on_from_its_cache() -> None:
+    model, inputs = tiny.generative(), tiny.generative_inputs()
+    attached = attach(model, SMALL)
+    answers = torch.tensor([[7, 9], [8, 9]])
+    for _ in range(10):
+        attached.learn(**taught(inputs, answers))
+    first = attached(**inputs, use_cache=True)
+    assert first.logits[:, -1].argmax(-1).tolist() == [7, 8]
+    attached.learn(**taught(inputs, answers))  # what is learned meanwhile does not take the prompt away
+    cache = getattr(first, "cache", None) or first.past_key_values
+    mask = torch.ones(2, inputs["input_ids"].shape[1] + 1, dtype=torch.long)
+    second = attached(input_ids=answers[:, :1], attention_mask=mask, past_key_values=cache)
+    assert second.logits[:, -1].argmax(-1).tolist() == [9, 9]
+
+
+def test_logits_kept_for_chosen_positions_are_those_of_the_whole() -> None:
+    model, inputs = tiny.generative(), tiny.generative_inputs()
+    attached = attach(model, SMALL)
+    for _ in range(5):
+        attached.learn(**taught(inputs))
+    whole = attached(**inputs).logits
+    for keep in (torch.tensor([20]), torch.tensor([19, 20]), torch.tensor([20, 19]), torch.tensor([17, 20])):
+        torch.testing.assert_close(attached(**inputs, logits_to_keep=keep).logits, whole[:, keep])
+    torch.testing.assert_close(attached(**inputs, logits_to_keep=2).logits, whole[:, -2:])
 
 
 def test_two_attached_models_do_not_see_each_other() -> None:
