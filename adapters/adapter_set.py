@@ -38,6 +38,9 @@ class Learners(nn.ModuleList):
             wide = device.type == "mps" and tensor.dtype == torch.float64  # which has none
             return tensor if wide else tensor.to(device)
 
+        for learner in self:
+            assert isinstance(learner, Learner)
+            state.move_rest(learner, moved)
         return super()._apply(moved, recurse)
 
 

@@ -154,14 +154,20 @@ class DualEncoderBody:
                 f"context_ids has {len(ids)} rows for a batch of {batch}; 1 or {batch} are needed"
             )
         keys = self.keys(ids, mask)
+        if any(row.device != ids.device for row in self._contexts.values()):
+            self.forget_texts()  # the model was moved
         missing = [i for i, k in enumerate(keys) if k not in self._contexts and k not in keys[:i]]
         if missing:
             embedded = self._embed(ids[missing], None if mask is None else mask[missing], inputs)
             if len(self._contexts) > 4096:
-                self._contexts.clear()
+                self.forget_texts()
             self._contexts.update({keys[i]: row for i, row in zip(missing, embedded, strict=True)})
         found = torch.stack([self._contexts[k] for k in keys])
         return found.expand(batch, -1) if len(found) == 1 else found
+
+    def forget_texts(self) -> None:
+        """Let go of the embeddings of contexts: the text tower is another one now, or somewhere else."""
+        self._contexts.clear()
 
     def _embed(self, ids: Tensor, mask: Tensor | None, inputs: dict[str, Any]) -> Tensor:
         """Unit text embeddings (C, P), by the model's text features or, where it offers none, by its own

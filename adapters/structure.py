@@ -126,9 +126,14 @@ def visual_inputs(model: Any) -> tuple[str, ...]:
 
 def scores_texts(model: Any) -> bool:
     """Whether a forward pass of the model ends in scores of texts: its output class says."""
-    said = inspect.signature(model.forward).return_annotation
-    outputs = getattr(said, "__args__", (said,))
-    return any(n.startswith("logits_per_") for o in outputs for n in getattr(o, "__dataclass_fields__", ()))
+    for owner in type(model).__mro__:  # a subclass may say nothing of what it returns
+        if "forward" in vars(owner):
+            said = inspect.signature(vars(owner)["forward"]).return_annotation
+            outputs = getattr(said, "__args__", (said,))
+            fields = [n for o in outputs for n in getattr(o, "__dataclass_fields__", ())]
+            if any(name.startswith("logits_per_") for name in fields):
+                return True
+    return False
 
 
 def find_tower(model: Any, config_name: str, blocks: str = "") -> Tower:

@@ -2,6 +2,8 @@
 
 import difflib
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -157,6 +159,21 @@ def _eligibility(
     if not (0 <= row < classes and finite and asked in ("text", "sequence", "image")):
         raise ValueError(f"a pending action of the saved state cannot be: {said!r} with {classes} classes")
     return Eligibility(**left, row=row, predicted=predicted, asked=asked, own=own)
+
+
+def move_rest(learner: Learner, moved: Callable[[Tensor], Tensor]) -> None:
+    """Move what is no buffer of a module: a rule's state, an optimizer's moments, what waits for a reward."""
+    learner.rule.state = {name: moved(tensor) for name, tensor in learner.rule.state.items()}
+    moments = learner.optimizer.moments
+    learner.optimizer.moments = {name: (moved(one), moved(two)) for name, (one, two) in moments.items()}
+    for groups in learner.pending.groups.values():
+        for group in groups:
+            group[:] = [_moved(one, moved) for one in group]
+
+
+def _moved(one: Eligibility, moved: Callable[[Tensor], Tensor]) -> Eligibility:
+    there: dict[str, Any] = {name: moved(getattr(one, name)) for name in _PENDING}
+    return replace(one, **there)
 
 
 def place(learner: Learner, device: torch.device) -> None:

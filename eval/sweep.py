@@ -222,14 +222,15 @@ def rows(records: list[Record]) -> list[dict[str, Any]]:
 
 
 def verdict(records: list[Record]) -> str:
-    """How many hold, of those that can be instantiated and are image-text models at all."""
-    inside = [r for r in records if r["architecture"] not in OUTSIDE]
-    held = sum(bool(r.get("held")) for r in inside)
-    writes = [r for r in inside if r.get("written") in ("yes", "no")]
+    """How many hold, of all; which there are that cannot; how many write what they were taught."""
+    held = sum(bool(r.get("held")) for r in records)
+    outside = [r["architecture"] for r in records if r["architecture"] in OUTSIDE]
+    writes = [r for r in records if r.get("written") in ("yes", "no")]
     wrote = sum(r["written"] == "yes" for r in writes)
+    rest = f" (nothing to attach to: {', '.join(outside)})" if outside else ""
     return (
-        f"{held} of {len(inside)} hold ({held / max(len(inside), 1):.1%}); {wrote} of {len(writes)} that "
-        f"generate write what they were taught; transformers {transformers.__version__}"
+        f"{held} of {len(records)} hold, {held / max(len(records), 1):.1%}{rest}; {wrote} of {len(writes)} "
+        f"that generate write what they were taught; transformers {transformers.__version__}"
     )
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tiny
-from arr_coc import ArrCocModel, attach
-from sets import SMALL, batches, same, states, taught, three
+from arr_coc import ArrCocModel, attach, state
+from sets import CONTEXT, SMALL, batches, same, states, taught, three
 
 # -- who answers ---------------------------------------------------------------------------------------------
 
@@ -276,3 +276,36 @@ def test_a_set_with_one_damaged_adapter_is_refused_whole(tmp_path) -> None:
         ArrCocModel.from_pretrained(model, tmp_path / "set")
     assert not any(m._forward_hooks for m in model.modules())
     ArrCocModel.from_pretrained(model, tmp_path / "set", adapters=["a", "c"]).detach()
+
+
+def test_everything_that_was_learned_moves_with_the_model() -> None:
+    config = replace(
+        SMALL,
+        rule="feedback_alignment",
+        rule_options={"mode": "kp"},
+        optimizer="adam",
+        eta_ladder=1e-3,
+        ladder_gain=1.0,
+    )
+    attached = attach(tiny.dual(), config)
+    batch = batches(1)[0]
+    attached.learn(**batch)
+    attached.act(**{k: v for k, v in batch.items() if k != "labels"})
+    kept = state.tensors(attached.learner)
+    for part in ("rule.", "optimizer.", "pending."):
+        assert any(name.startswith(part) for name in kept), part
+    attached.learners.to("meta")  # the one other device that every machine has
+    left = [n for n, t in state.tensors(attached.learner).items() if t.device.type != "meta"]
+    assert left == ["generator"]
+    attached.detach()
+
+
+def test_contexts_are_embedded_anew_where_the_model_has_gone() -> None:
+    attached, inputs = attach(tiny.dual(), SMALL), tiny.dual_inputs()
+    attached(**inputs, context_ids=CONTEXT)
+    body = attached.body
+    body._contexts = {key: row.to("meta") for key, row in body._contexts.items()}
+    again = attached(**inputs, context_ids=CONTEXT)
+    assert torch.isfinite(again.logits_per_image).all()
+    assert {row.device.type for row in body._contexts.values()} == {"cpu"}
+    attached.detach()

@@ -93,6 +93,7 @@ def test_the_command_prints_the_table_and_the_records(tmp_path) -> None:
     done = runner.invoke(app, ["inspect", "--sweep", "--only", "clip,git", "--json", str(path)])
     assert done.exit_code == 0, done.output
     assert "2 of 2 hold" in done.output
+    assert sweep.verdict([{"architecture": "evolla", "held": False}]).startswith("0 of 1 hold")
     kept = json.loads(path.read_text())
     assert [r["architecture"] for r in kept["architectures"]] == ["clip", "git"]
     wrong = runner.invoke(app, ["inspect", "--sweep", "--only", "clop"])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from arr_coc.adapters.attach import ArrCocModel
+from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.teach import own_scores
 
@@ -76,7 +77,8 @@ class Tuned:
 
     def moved(self) -> None:
         """To be called after a step: what the body kept of the old weights is let go."""
-        getattr(self.attached.body, "_contexts", {}).clear()
+        if isinstance(self.attached.body, DualEncoderBody):
+            self.attached.body.forget_texts()
 
     def save(self, folder: Path) -> None:
         """Write the part's weights to `finetuned.safetensors`."""
