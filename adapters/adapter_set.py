@@ -18,7 +18,7 @@ from arr_coc.adapters import base, card, hub, saving
 from arr_coc.adapters.checks import adapter_name, known_names
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
-from arr_coc.adapters.in_turn import InTurn
+from arr_coc.adapters.in_turn import Answering, InTurn
 from arr_coc.adapters.structure import Inspection, choose_sites
 from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
@@ -112,7 +112,7 @@ class AdapterSet(nn.Module):
         return self.adapter(self._names[0])
 
     @property
-    def answering(self) -> Any:
+    def answering(self) -> Answering | None:
         """What answers: the active adapter's learner, several in turn, or None where none is active."""
         learners = [self.adapter(name) for name in self._active]
         if len(learners) > 1:

@@ -88,15 +88,16 @@ class ArrCocModel(AdapterSet):
             self._capture.listen(self._rows)
 
     def _after(self, speaker: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not self._enabled or self._silent or not self._capture.listening:
+        learner = self.answering
+        if not self._enabled or self._silent or learner is None or not self._capture.listening:
             return None
         try:
             with torch.no_grad():
                 if isinstance(self.body, DualEncoderBody):
                     inputs, context = self._bound(args, kwargs), self._context
-                    return self.body.augment(self._capture, self.answering, inputs, output, context)
+                    return self.body.augment(self._capture, learner, inputs, output, context)
                 assert self._rows is not None
-                self._said = self.body.augment(self._capture, self.answering, output, self._rows)
+                self._said = self.body.augment(self._capture, learner, output, self._rows)
                 return self._said
         finally:
             self._capture.clear()

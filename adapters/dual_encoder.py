@@ -10,6 +10,7 @@ from arr_coc.adapters.checks import finite_inputs, token_ids
 from arr_coc.adapters.families import family_of
 from arr_coc.adapters.grid import grid_of
 from arr_coc.adapters.head import Head
+from arr_coc.adapters.in_turn import Answering
 from arr_coc.adapters.structure import (
     Inspection,
     Tower,
@@ -18,7 +19,6 @@ from arr_coc.adapters.structure import (
     find_tower,
     visual_inputs,
 )
-from arr_coc.learner import Learner
 from arr_coc.percept import Percept
 
 
@@ -256,7 +256,12 @@ class DualEncoderBody:
         return torch.nn.functional.normalize(found, dim=-1)
 
     def augment(
-        self, capture: Capture, learner: Learner, inputs: dict[str, Any], output: Any, context: Tensor | None
+        self,
+        capture: Capture,
+        learner: Answering,
+        inputs: dict[str, Any],
+        output: Any,
+        context: Tensor | None,
     ) -> Any:
         """The model's output with what was learned in its scores, and `.relevance` (B, N) and `.surprise`
         (B,)."""

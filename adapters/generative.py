@@ -14,6 +14,7 @@ from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import finite_inputs, token_ids
 from arr_coc.adapters.families import family_of
 from arr_coc.adapters.grid import grid_of
+from arr_coc.adapters.in_turn import Answering
 from arr_coc.adapters.structure import (
     Inspection,
     Tower,
@@ -25,7 +26,6 @@ from arr_coc.adapters.structure import (
     visual_inputs,
 )
 from arr_coc.adapters.visual_tokens import Attended, InSequence, Seen, crossing_of
-from arr_coc.learner import Learner
 from arr_coc.percept import Percept
 
 _CHUNK = 64  # positions answered at a time: memory does not grow with the sequence
@@ -307,7 +307,7 @@ class GenerativeBody:
             return torch.full(place.shape, 1 / place.shape[1], device=place.device)
         return heard[sample, row].gather(1, place + own)
 
-    def augment(self, capture: Capture, learner: Learner, output: Any, rows: Tensor) -> Any:
+    def augment(self, capture: Capture, learner: Answering, output: Any, rows: Tensor) -> Any:
         """The speaker's output with what was learned in its logits, at the positions `rows` (from the end).
 
         `.relevance` (B, N) and `.surprise` (B,) are those of the last position.

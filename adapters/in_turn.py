@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -9,6 +10,17 @@ from torch import Tensor
 from arr_coc.answer import Answer
 from arr_coc.learner import Learner
 from arr_coc.percept import Percept
+
+
+class Answering(Protocol):
+    """What a body asks for answers: a `Learner`, or several of them `InTurn`."""
+
+    @property
+    def classes(self) -> list[str]: ...
+
+    def answer(self, percept: Percept) -> Any: ...
+
+    def fuse(self, own_logits: Tensor, keys: list[str] | Tensor, answer: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)

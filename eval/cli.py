@@ -294,10 +294,13 @@ def inspect(
     """What would be read from a model, and where; or what holds for which architecture."""
     from arr_coc.eval import sweep as sweeping
     from arr_coc.eval.inspection import inspect_model
+    from arr_coc.eval.report import check_target
 
     with _errors():
         if bool(model) == sweep:
             raise ValueError("either a model or --sweep is needed")
+        if json_out:
+            check_target(json_out)
         if not sweep:
             typer.echo(inspect_model(model, hub))
             return

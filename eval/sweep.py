@@ -174,7 +174,9 @@ def sweep(kinds: Iterable[str] = ()) -> Iterable[Record]:
     every = architectures()
     unknown = wanted - {kind for kind, _ in every}
     if unknown:
-        raise ValueError(f"no architectures {sorted(unknown)}; there are {', '.join(k for k, _ in every)}")
+        raise ValueError(
+            f"no architectures {sorted(unknown)}; there are {', '.join(dict.fromkeys(k for k, _ in every))}"
+        )
     for kind, task in every:
         if not wanted or kind in wanted:
             yield one(kind, task)

@@ -190,13 +190,13 @@ def test_tokens_of_learned_queries_stand_in_no_grid() -> None:
 
 
 def test_answers_stand_behind_a_prompt_in_every_input_that_has_a_value_per_place() -> None:
-    family = Family(marker="seen", answer_type=1)
+    family = Family(marker="image_mask", answer_type=1)
     inputs = {
         "input_ids": torch.tensor([[3, 4, 5]]),
         "attention_mask": torch.tensor([[0, 1, 1]]),
         "token_type_ids": torch.tensor([[0, 0, 0]]),
         "mm_token_type_ids": torch.tensor([[0, 1, 0]]),
-        "seen": torch.tensor([[0, 1, 1]]),
+        "image_mask": torch.tensor([[0, 1, 1]]),
         "cross_mask": torch.tensor([[[0, 0], [1, 0], [1, 0]]]),
         "pixel_values": torch.randn(1, 3, 2),
         "image_grid_thw": torch.tensor([[1, 2]]),
@@ -206,7 +206,7 @@ def test_answers_stand_behind_a_prompt_in_every_input_that_has_a_value_per_place
     assert longer["attention_mask"].tolist() == [[0, 1, 1, 1, 1]]
     assert longer["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]]
     assert longer["mm_token_type_ids"].tolist() == [[0, 1, 0, 0, 0]]
-    assert longer["seen"].tolist() == [[0, 1, 1, 0, 0]]  # answers are no pictures
+    assert longer["image_mask"].tolist() == [[0, 1, 1, 0, 0]]  # answers are no pictures
     assert longer["cross_mask"].tolist() == [[[0, 0], [1, 0], [1, 0], [1, 0], [1, 0]]]
     for name in ("pixel_values", "image_grid_thw"):
         assert longer[name] is inputs[name]

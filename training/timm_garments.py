@@ -13,6 +13,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 from PIL import Image
 from torch import Tensor
 
@@ -126,9 +127,9 @@ def run(train: int = 2000, test: int = 1000, seed: int = 0) -> Found:
 
 
 def main(
-    train: Annotated[int, "garments in the stream"] = 2000,
-    test: Annotated[int, "held-out garments"] = 1000,
-    seed: Annotated[int, "of the draw"] = 0,
+    train: Annotated[int, typer.Option(min=0, help="garments in the stream")] = 2000,
+    test: Annotated[int, typer.Option(min=1, help="held-out garments")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="of the draw")] = 0,
 ) -> None:
     """Fit the map, then learn garments online; prints what was measured."""
     found = run(train, test, seed)
@@ -137,6 +138,4 @@ def main(
 
 
 if __name__ == "__main__":
-    import typer
-
     typer.run(main)
