@@ -23,6 +23,7 @@ from arr_coc.adapters.answers import behind, labels_for
 from arr_coc.adapters.attach import ArrCocModel, attach
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.config import ArrCocConfig
+from arr_coc.eval.report import write
 from arr_coc.eval.tiny_inputs import example
 from arr_coc.eval.tiny_models import architectures, class_of, tiny_model
 
@@ -245,4 +246,4 @@ def save(records: list[Record], path: Path) -> None:
     """One JSON file: the version of transformers, and a record an architecture."""
     kept = [{k: v for k, v in r.items() if k != "seconds"} for r in records]
     whole = {"transformers": transformers.__version__, "architectures": kept}
-    path.write_text(json.dumps(whole, indent=1) + "\n")
+    write(path, json.dumps(whole, indent=1) + "\n")
