@@ -17,6 +17,7 @@ class Family:
         blocks: path of the list of blocks whose outputs are tokens, inside a vision tower that has others.
         separated: a prompt's last token is a separator, which `generate` takes away.
         answer_type: the token type of answers, where there are types.
+        padded: texts were always padded to the full length in training, and padding is read like words.
         streams: the axis of a block's output that its residual's parallel streams stand in, where it is not
             the one behind the positions.
     """
@@ -29,6 +30,7 @@ class Family:
     blocks: str = ""
     separated: bool = False
     answer_type: int = 0
+    padded: bool = False
 
 
 FAMILIES: dict[str, Family] = {
@@ -39,6 +41,8 @@ FAMILIES: dict[str, Family] = {
     "kosmos-2": Family(marker="image_embeds_position_mask"),
     "kosmos-2.5": Family(marker="image_embeds_position_mask"),
     "paligemma": Family(answer_type=1),  # 0 is a prefix, whose tokens see each other
+    "siglip": Family(padded=True),
+    "siglip2": Family(padded=True),
     "udop": Family(appended=True),
     # its longer stacks run over space and over time in turn: only these see all tokens of a video
     "videoprism": Family(blocks="auxiliary_layers"),

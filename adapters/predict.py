@@ -1,10 +1,12 @@
 """The plain-Python way in: pictures and texts, labels and maps out."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from arr_coc.adapters import texts as texts_of
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.perceived import Prediction
 
@@ -46,16 +48,18 @@ def predict(
             f"{len(images)} images, {len(texts)} texts and {len(templates)} templates were given; "
             "at least one of each is needed"
         )
-    pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
-    extra: dict[str, Tensor] = {}
-    if context is not None:
-        asked = _tokens(attached, [context] if isinstance(context, str) else list(context))
-        extra = {"context_ids": asked["input_ids"], "context_attention_mask": asked["attention_mask"]}
-    prompts = [_tokens(attached, [t.format(text) for text in texts]) for t in templates]
-    seen = attached.perceive(pixel_values=pixels, **prompts[0], **extra)
+
+    def placed(made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(model.device) for name, tensor in made.items()}
+
+    shown = placed(processor(images=images, return_tensors="pt"))
+    asked = [context] if isinstance(context, str) else context
+    extra = {} if asked is None else placed(texts_of.context(processor, asked, model))
+    prompts = [placed(texts_of.tokenized(processor, [t.format(x) for x in texts], model)) for t in templates]
+    seen = attached.perceive(**shown, **prompts[0], **extra)
     own = [body.own_logits(seen.output).clone()]
     with torch.inference_mode(), attached.disable():
-        own += [body.own_logits(model(pixel_values=pixels, **p)) for p in prompts[1:]]
+        own += [body.own_logits(model(**shown, **p)) for p in prompts[1:]]
     with torch.no_grad():
         answer = answering.answer(seen.percept)
         fused = answering.fuse(torch.stack(own).mean(0), seen.keys, answer)
@@ -64,8 +68,3 @@ def predict(
         Prediction(texts[int(s.argmax())], dict(zip(texts, s.tolist(), strict=True)), r)
         for s, r in zip(scores, answer.relevance, strict=True)
     ]
-
-
-def _tokens(attached: "ArrCocModel", texts: list[str]) -> dict[str, Tensor]:
-    batch = attached.processor.tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
-    return {k: batch[k].to(attached.model.device) for k in ("input_ids", "attention_mask")}

@@ -315,6 +315,17 @@ def inspect(
             sweeping.save(records, json_out)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="a file .yaml, .yml or .json; its key `script` says which")],
+) -> None:
+    """Run a training script of arr-coc as a config says; further arguments hold before the file's."""
+    from arr_coc.training import script
+
+    script.ended(lambda argv: script.launch(config, argv), context.args)
+
+
 @app.command()
 def card(
     name: Annotated[str, typer.Argument(help="'dual' or 'generative'")],

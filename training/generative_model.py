@@ -24,6 +24,14 @@ from arr_coc.training.questions import PROMPT
 
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
 IMAGE = "<image>"
+# of one turn, what PROMPT says
+CHAT = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + IMAGE + "\n"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% else %} ASSISTANT: {% for part in message['content'] %}{{ part['text'] }}{% endfor %}</s>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
 
 
 def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -55,6 +63,7 @@ def processor(words: PreTrainedTokenizerFast, pictures: CLIPImageProcessor) -> L
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         image_token=IMAGE,
+        chat_template=CHAT,
     )
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arr_coc.training import sources
+
 Sample = dict[str, Any]
 
 PROMPT = "a photo of a {}"  # how a class is said to a dual encoder
@@ -193,13 +195,10 @@ def from_dataset(
         raise ValueError(f"prompt={prompt!r} has no {{}} for the class")
     import datasets
 
-    data = _opened(source, split)
+    data = sources.opened(source, split, hub=True) if isinstance(source, str | Path) else source
     if not isinstance(data, datasets.Dataset):
         raise TypeError(f"{type(data).__name__} is no datasets.Dataset: give one split, not streamed")
-    for column in filter(None, (image, label, context, experience)):
-        if column not in data.column_names:
-            near = difflib.get_close_matches(column, data.column_names, n=1, cutoff=0.0)
-            raise KeyError(f"no column {column!r}; the nearest of {data.column_names} is {near[0]!r}")
+    sources.check_columns(data, list(filter(None, (image, label, context, experience))))
     names = getattr(data.features[label], "names", None)
     raw = data.cast_column(image, datasets.Image(decode=False))
     said = [_class_text(value, names, prompt) for value in data[label]]
@@ -230,18 +229,6 @@ def from_dataset(
     ]
     name = str(source) if isinstance(source, (str, Path)) else "dataset"
     return Stream(name, Rendered(range(len(said)), render), taught, classes, [], batch)
-
-
-def _opened(source: Any, split: str) -> Any:
-    import datasets
-
-    if not isinstance(source, (str, Path)):
-        return source
-    if Path(source).is_dir():
-        return datasets.load_dataset("imagefolder", data_dir=str(source), split=split)
-    if isinstance(source, Path) or Path(source).suffix or source.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{source} is no folder")
-    return datasets.load_dataset(source, split=split)
 
 
 def _class_text(value: Any, names: Sequence[str] | None, prompt: str) -> str | None:

@@ -42,7 +42,7 @@ from arr_coc.training.distributed import Merging
 from arr_coc.training.feeding import Feed, feed
 from arr_coc.training.finetune import Tuned
 from arr_coc.training.interruption import Interruption
-from arr_coc.training.prequential import Prequential, means
+from arr_coc.training.prequential import Prequential, log_loss, means
 
 logger = logging.getLogger(__name__)
 
@@ -299,7 +299,7 @@ class ArrCocTrainer(Trainer):
             scores = output.logits if isinstance(body, GenerativeBody) else body.own_logits(output)
             loss = None
             if labels is not None:
-                loss = nn.functional.cross_entropy(*own_scores(body, output, labels))
+                loss = log_loss(*own_scores(body, output, labels)).mean().float()
         return (loss, None, None) if prediction_loss_only else (loss, scores.float().clone(), labels)
 
     # -- checkpoints -----------------------------------------------------------------------------------------
