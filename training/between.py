@@ -13,7 +13,8 @@ class Between(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         trainer = self.trainer
-        trainer.tuned.moved()
+        if trainer.tuned:
+            trainer.tuned.moved()
         if trainer._merge_steps and state.global_step % trainer._merge_steps == 0:
             trainer.merge()
         if args.world_size == 1:

@@ -31,6 +31,7 @@ from transformers.trainer_utils import has_length
 
 from arr_coc import state
 from arr_coc.adapters.attach import ArrCocModel, attach
+from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.teach import fused_scores, own_scores, teach
 from arr_coc.config import ArrCocConfig
@@ -215,6 +216,7 @@ class ArrCocTrainer(Trainer):
             raise ValueError(f"the batch has no {self.label_names[0]!r}: it has {', '.join(inputs)}")
         if self.attached.training:
             self.attached.eval()
+        self._forget()
         with self.accelerator.autocast():
             lesson = teach(self.attached, labels, inputs)
         scores, right = fused_scores(self.attached, lesson.seen, lesson.answer, lesson.labels)
@@ -222,6 +224,12 @@ class ArrCocTrainer(Trainer):
         if self.tuned:
             self._gradient(labels, inputs)
         return loss.float().to(self.args.device) / self.current_gradient_accumulation_steps
+
+    def _forget(self) -> None:
+        """Context texts are embedded with every batch anew: what is learned from one does not depend, by the
+        last bits of a matrix product of another height, on which ones an evaluation or a resume has met."""
+        if isinstance(self.attached.body, DualEncoderBody):
+            self.attached.body.forget_texts()
 
     def _gradient(self, labels: Tensor, inputs: dict[str, Any]) -> None:
         self.attached.train()
@@ -294,6 +302,7 @@ class ArrCocTrainer(Trainer):
         labels, body = inputs.pop(self.label_names[0], None), self.attached.body
         if labels is not None and isinstance(body, GenerativeBody):
             inputs = body.with_answers(inputs, labels)
+        self._forget()
         with self.accelerator.autocast():
             output = model(**inputs)
         with torch.no_grad():
