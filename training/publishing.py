@@ -84,7 +84,8 @@ class Publishing:
             jobs.append(self._send(partial(shutil.copytree, checkpoint), options))
         for job in jobs:
             job.add_done_callback(_told)
-        self.trainer.push_in_progress = PushInProgress([*(before.jobs if under_way else []), *jobs])
+        self.trainer.push_in_progress = PushInProgress()
+        self.trainer.push_in_progress.jobs = [*(before.jobs if under_way else []), *jobs]
 
     def _options(self, message: str | None) -> dict[str, Any]:
         args = self.trainer.args
