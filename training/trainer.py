@@ -35,7 +35,7 @@ from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.teach import fused_scores, own_scores, teach
 from arr_coc.config import ArrCocConfig
-from arr_coc.training import checkpoint
+from arr_coc.training import checkpoint, sharding
 from arr_coc.training.arguments import kept, refuse, special_tokens
 from arr_coc.training.between import Between
 from arr_coc.training.distributed import Merging
@@ -83,6 +83,7 @@ class ArrCocTrainer(Trainer):
         if merge_steps is not None and merge_steps < 1:
             raise ValueError(f"merge_steps={merge_steps}: a whole number of at least 1 is needed")
         refuse(args)
+        sharding.check(model)
         own = not isinstance(model, ArrCocModel)
         attached = attach(model, adapter, named.get("processing_class")) if own else model
         self.attached, self._merge_steps = attached, merge_steps
@@ -96,15 +97,14 @@ class ArrCocTrainer(Trainer):
             if own:
                 attached.detach()
             raise
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            # there is nothing to wrap: no gradient to share, and autocast is for the backbone alone
-            attached._is_accelerate_prepared = True
+        # there is nothing to wrap: no gradient to share, and autocast is for the backbone alone
+        attached._is_accelerate_prepared = True
         self.label_names = self.args.label_names or ["labels"]
         self.model_accepts_loss_kwargs = False
         self.args._n_gpu = min(self.args.n_gpu, 1)  # one process reads one model's activations
         self._train_batch_size = self.args.train_batch_size
         self.merging = Merging(self.args.device, self.args.ddp_timeout)
-        self.publishing = Publishing(self, self._write)
+        self.publishing, self._in_step = Publishing(self, self._write), sharding.InStep(attached)
         self._window, self._life = Prequential(), torch.zeros(4, dtype=torch.float64)
         self._told: dict[str, float] | None = None
         self._resume: str | None = None
@@ -191,7 +191,11 @@ class ArrCocTrainer(Trainer):
         """The next batches of this rank; {} where another one still has some. All ranks agree to stop."""
         self._load_rng_state(self._resume)  # before they are made, and what is random in that
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        most, stop = self.merging.largest([len(batches), int(self._interruption.asked)])
+        starved = int(self._in_step.starved(batches))
+        asked = int(self._interruption.asked)
+        most, stop, starved = self.merging.largest([len(batches), asked, starved])
+        if most and starved:
+            raise ValueError("a backbone that is split needs at least one sample per process to begin with")
         self._stopping = bool(stop)
         endless = not has_length(self.train_dataset)
         if most == 0:
@@ -208,6 +212,8 @@ class ArrCocTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One local update; returns the cross-entropy of what was answered before it."""
         if not inputs:
+            self._forget()
+            self._in_step.look_along(self.accelerator.autocast())
             return torch.zeros((), device=self.args.device)
         inputs = dict(self._prepare_inputs(inputs))
         inputs.pop("return_loss", None)
@@ -217,6 +223,7 @@ class ArrCocTrainer(Trainer):
         if self.attached.training:
             self.attached.eval()
         self._forget()
+        self._in_step.saw(labels, inputs)
         with self.accelerator.autocast():
             lesson = teach(self.attached, labels, inputs)
         scores, right = fused_scores(self.attached, lesson.seen, lesson.answer, lesson.labels)
