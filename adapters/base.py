@@ -4,6 +4,7 @@ This is the one place where arr-coc reads weights: a few values of each, when an
 """
 
 import re
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ _FACTS = (
 )
 # what PEFT and torch.compile put into the names of a model's own weights
 _WRAPPING = re.compile(r"^base_model\.model\.|_orig_mod\.|(?<=\.)base_layer\.")
+
+_remembered: "weakref.WeakKeyDictionary[nn.Module, dict[str, Tensor]]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,13 @@ def sample(model: nn.Module) -> dict[str, Tensor]:
 
     A fine-tuned model differs in nearly every tensor, and is told apart; one that differs in a few entries of
     a tensor alone (some words added to a vocabulary of the same size) may pass. Tensors on the meta device
-    (offloaded) are left out.
+    (offloaded) are left out. Of weights that are split between processes all of these have to ask, together.
     """
+    if unwrapped(model) in _remembered:
+        return dict(_remembered[unwrapped(model)])
     found = {}
     for name, tensor in model.state_dict().items():
+        tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         if tensor.is_floating_point() and tensor.numel() and tensor.device.type != "meta":
             count = min(_SAMPLE, tensor.numel())
             at = torch.linspace(0, tensor.numel() - 1, count, dtype=torch.float64).long()
@@ -103,6 +109,12 @@ def sample(model: nn.Module) -> dict[str, Tensor]:
             values = tensor.detach()[place] if tensor.dim() else tensor.detach()
             found[_WRAPPING.sub("", name)] = values.cpu().clone()
     return found
+
+
+def remember(model: nn.Module) -> None:
+    """Let `sample` answer from now on what it would answer now: for weights that are frozen and split between
+    processes, of which one alone will save."""
+    _remembered[unwrapped(model)] = sample(model)
 
 
 def structural_difference(saved: Base, model: nn.Module) -> str:

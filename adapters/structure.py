@@ -194,6 +194,16 @@ def longest_stack(root: Any) -> tuple[str, nn.ModuleList] | None:
     return max(words or stacks, key=lambda item: (len(item[1]), -item[0].count(".")), default=None)
 
 
+def stacks(root: Any) -> list[tuple[str, nn.ModuleList]]:
+    """Path and module of every list of blocks with attention that lies in no other."""
+    found: list[tuple[str, nn.ModuleList]] = []
+    for path, module in root.named_modules():
+        inside = any(path.startswith(f"{outer}.") for outer, _ in found)
+        if isinstance(module, nn.ModuleList) and not inside and any(_attends(block) for block in module):
+            found.append((path, module))
+    return found
+
+
 def _attends(block: nn.Module) -> bool:
     return any(re.search(r"attention|attn", type(m).__name__.lower()) for _, m in block.named_modules())
 

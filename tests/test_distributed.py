@@ -18,7 +18,7 @@ import tiny
 from arr_coc import ArrCocConfig, ArrCocModel, attach, state
 from arr_coc.training.distributed import Merging, base_of, combine, gain
 from arr_coc.training.feeding import Collate, Feed, Part, Share
-from training_data import FIXED, SMALL, dual_collate, learned, pictures, same
+from training_data import BODIES, FIXED, SMALL, dual_collate, learned, pictures, same
 from two_ranks import COUNT
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
@@ -224,15 +224,58 @@ def environment(**more: object) -> dict[str, str]:
     }
 
 
-def test_two_launched_processes_learn_as_one(tmp_path) -> None:
-    modes = ["indexed", "merging", "flow", "shards", "examples", "few", "learning"]
-    launched = [*modes[:2], "resumed", *modes[2:]]
+MODES = ["indexed", "merging", "flow", "shards", "examples", "few", "learning"]
+APART = [f"{body}-{how}" for body in BODIES for how in ("whole", "split")]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> Path:
+    """Where two processes have left what they held after each mode."""
+    folder = tmp_path_factory.mktemp("ranks")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(port()), str(SCRIPT), str(tmp_path), *launched]
+    launch += ["--main_process_port", str(port()), str(SCRIPT), str(folder)]
+    launch += [*MODES[:2], "resumed", *MODES[2:], *APART, "dual-starved"]
     done = subprocess.run(launch, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    for mode in modes:
+    return folder
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_blocks_that_are_split_between_processes_learn_the_same_bit_for_bit(launched, body: str) -> None:
+    whole, split = (
+        [json.loads((launched / f"{body}-{how}-{rank}.json").read_text()) for rank in range(2)]
+        for how in ("whole", "split")
+    )
+    towers = ["text_model.encoder.layers", "vision_model.encoder.layers"]
+    if body == "generative":
+        towers = ["model.vision_tower.encoder.layers", "model.language_model.layers"]
+    for rank in range(2):
+        assert split[rank]["found"] == towers
+        assert split[rank]["held"] < 0.75  # embeddings and projections are whole
+        assert split[rank]["told"] == whole[0]["told"]
+        assert split[rank]["eval_loss"] == whole[0]["eval_loss"]
+    for checkpoint in ("checkpoint-2", "checkpoint-3"):
+        for name in ("arr_coc_model.safetensors", "arr_coc_base.safetensors"):
+            one, two = (launched / f"{body}-{how}" / checkpoint / name for how in ("whole", "split"))
+            assert same(load_file(one), load_file(two))
+    split_folder = launched / f"{body}-split" / "checkpoint-3"
+    learner = ArrCocModel.from_pretrained(BODIES[body][0](), split_folder).learner  # onto a whole one
+    assert int(learner.step) == 17 * (1 if body == "dual" else 2)
+    moved = learner.relevance_weight if body == "dual" else learner.readout.weight
+    assert float(moved.abs().max()) > 0
+
+
+def test_a_process_that_never_had_a_sample_is_an_error_in_all_before_anything_is_learned(launched) -> None:
+    for rank in range(2):
+        about = json.loads((launched / f"dual-starved-{rank}.json").read_text())
+        assert about["said"].startswith("a backbone that is split needs at least one sample per process")
+        assert about["steps"] == 0
+
+
+def test_two_launched_processes_learn_as_one(launched) -> None:
+    tmp_path = launched
+    for mode in MODES:
         about = [json.loads((tmp_path / f"{mode}-{rank}.json").read_text()) for rank in range(2)]
         held = [load_file(tmp_path / f"{mode}-{rank}.safetensors") for rank in range(2)]
         told = [batch for one in about for batch in one["met"]]

@@ -5,36 +5,21 @@ import json
 import pytest
 import torch
 import yaml
-from huggingface_hub import EvalResult, constants
+from huggingface_hub import EvalResult
 from PIL import Image
 
 import tiny
 from arr_coc import ArrCocConfig, ArrCocModel, attach, state
-from hub_stand_in import Hub
+from hub_stand_in import Hub, served, set_endpoint
 
 SMALL = ArrCocConfig(width=16, expansion=8)
 FILES = ("arr_coc_config.json", "arr_coc_model.safetensors", "arr_coc_base.safetensors")
 
 
-def set_endpoint(monkeypatch, url: str) -> None:
-    """What HF_ENDPOINT does when huggingface_hub is imported."""
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-
-
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub, and a client that knows no other: no token, no cache, no Xet (which has a server of its own)."""
-    one = Hub()
-    set_endpoint(monkeypatch, one.url)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield one
-    one.close()
+    with served(monkeypatch, tmp_path) as one:
+        yield one
 
 
 def learned(**config) -> ArrCocModel:

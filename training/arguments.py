@@ -1,16 +1,25 @@
 """TrainingArguments that have no meaning for a local learner, and what the Trainer must not change."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 
 def refuse(args: Any) -> None:
-    """Check arguments before anything is made of them.
+    """Check arguments, and what `accelerate launch` was asked for, before anything is made of them.
 
     Raises:
         ValueError: for one that would mean something else here than it says.
     """
+    for name, meant in (("FSDP", "fsdp"), ("DEEPSPEED", "deepspeed"), ("MEGATRON_LM", "")):
+        asked = os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1")
+        if asked or (meant and getattr(args, meant, None)):
+            raise ValueError(
+                f"{name} would wrap the whole model, and on CPUs accelerate leaves it whole without a word; "
+                "launch plainly (--multi_gpu), and split the backbone's blocks by "
+                "arr_coc.training.sharding.shard(model)"
+            )
     if args is None:
         return
     config, full = args.accelerator_config, args.fp16_full_eval or args.bf16_full_eval

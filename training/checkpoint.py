@@ -1,7 +1,9 @@
 """What a training needs besides the adapter to go on exactly: safetensors and JSON, no pickle."""
 
 import json
+import logging
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from arr_coc.adapters import saving
+from arr_coc.adapters.attach import ArrCocModel
 from arr_coc.adapters.saving import CONFIG, STATE
 
+logger = logging.getLogger(__name__)
 ARGS = "training_args.json"
 
 
@@ -52,6 +57,15 @@ def load_random(path: Path) -> None:
     for i in range(torch.cuda.device_count()):
         if f"cuda.{i}" in tensors:
             torch.cuda.set_rng_state(tensors[f"cuda.{i}"], i)
+
+
+def restore_random(folder: Path, rank: int, ranks: int) -> None:
+    """Load a rank's generators from a checkpoint; where they are not in it, say so."""
+    path = folder / random_file(rank, ranks)
+    if path.is_file():
+        load_random(path)
+    else:
+        logger.warning("%s is missing: it was saved by another number of processes", path)
 
 
 def save_nested(path: Path, value: Any) -> None:
@@ -94,6 +108,21 @@ def _rebuilt(value: Any, tensors: dict[str, Tensor]) -> Any:
     if "tensor" in value:
         return tensors[value["tensor"]]
     return {k: _rebuilt(v, tensors) for k, v in value["dict"]}
+
+
+def read_adapters(folder: Path, attached: ArrCocModel) -> dict[str, saving.Saved]:
+    """The saved form of every adapter of an attached model, by name.
+
+    Raises:
+        FileNotFoundError, ValueError: where one is missing or damaged, or has another config.
+    """
+    names = attached.adapters
+    saved = {name: saving.read(folder if name == names[0] else folder / name) for name in names}
+    for name, one in saved.items():
+        there = one.header.config
+        if there != replace(attached.adapter(name).config, sites=there.sites):
+            raise ValueError(f"{folder} holds {name!r} with another config; attach with the one it has")
+    return saved
 
 
 def last_complete(folder: str | Path) -> Path:

@@ -19,7 +19,6 @@ processes, mixed precision) it does here too. What is different:
 
 import inspect
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +26,24 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from arr_coc import state
-from arr_coc.adapters import saving
 from arr_coc.adapters.attach import ArrCocModel, attach
+from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.teach import fused_scores, own_scores, teach
 from arr_coc.config import ArrCocConfig
-from arr_coc.training import checkpoint
+from arr_coc.training import checkpoint, sharding
 from arr_coc.training.arguments import kept, refuse, special_tokens
+from arr_coc.training.between import Between
 from arr_coc.training.distributed import Merging
 from arr_coc.training.feeding import Feed, feed
 from arr_coc.training.finetune import Tuned
 from arr_coc.training.interruption import Interruption
 from arr_coc.training.prequential import Prequential, log_loss, means
+from arr_coc.training.publishing import Publishing
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class ArrCocTrainer(Trainer):
         if merge_steps is not None and merge_steps < 1:
             raise ValueError(f"merge_steps={merge_steps}: a whole number of at least 1 is needed")
         refuse(args)
+        sharding.check(model)
         own = not isinstance(model, ArrCocModel)
         attached = attach(model, adapter, named.get("processing_class")) if own else model
         self.attached, self._merge_steps = attached, merge_steps
@@ -95,20 +97,20 @@ class ArrCocTrainer(Trainer):
             if own:
                 attached.detach()
             raise
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            # there is nothing to wrap: no gradient to share, and autocast is for the backbone alone
-            attached._is_accelerate_prepared = True
+        # there is nothing to wrap: no gradient to share, and autocast is for the backbone alone
+        attached._is_accelerate_prepared = True
         self.label_names = self.args.label_names or ["labels"]
         self.model_accepts_loss_kwargs = False
         self.args._n_gpu = min(self.args.n_gpu, 1)  # one process reads one model's activations
         self._train_batch_size = self.args.train_batch_size
         self.merging = Merging(self.args.device, self.args.ddp_timeout)
+        self.publishing, self._in_step = Publishing(self, self._write), sharding.InStep(attached)
         self._window, self._life = Prequential(), torch.zeros(4, dtype=torch.float64)
         self._told: dict[str, float] | None = None
         self._resume: str | None = None
         self._generators_at: str | None = None
         self._interruption, self._stopping = Interruption(), False
-        self.add_callback(_Between(self))
+        self.add_callback(Between(self))
 
     # -- setting up ------------------------------------------------------------------------------------------
 
@@ -189,7 +191,11 @@ class ArrCocTrainer(Trainer):
         """The next batches of this rank; {} where another one still has some. All ranks agree to stop."""
         self._load_rng_state(self._resume)  # before they are made, and what is random in that
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        most, stop = self.merging.largest([len(batches), int(self._interruption.asked)])
+        starved = int(self._in_step.starved(batches))
+        asked = int(self._interruption.asked)
+        most, stop, starved = self.merging.largest([len(batches), asked, starved])
+        if most and starved:
+            raise ValueError("a backbone that is split needs at least one sample per process to begin with")
         self._stopping = bool(stop)
         endless = not has_length(self.train_dataset)
         if most == 0:
@@ -206,6 +212,8 @@ class ArrCocTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One local update; returns the cross-entropy of what was answered before it."""
         if not inputs:
+            self._forget()
+            self._in_step.look_along(self.accelerator.autocast())
             return torch.zeros((), device=self.args.device)
         inputs = dict(self._prepare_inputs(inputs))
         inputs.pop("return_loss", None)
@@ -214,6 +222,8 @@ class ArrCocTrainer(Trainer):
             raise ValueError(f"the batch has no {self.label_names[0]!r}: it has {', '.join(inputs)}")
         if self.attached.training:
             self.attached.eval()
+        self._forget()
+        self._in_step.saw(labels, inputs)
         with self.accelerator.autocast():
             lesson = teach(self.attached, labels, inputs)
         scores, right = fused_scores(self.attached, lesson.seen, lesson.answer, lesson.labels)
@@ -221,6 +231,12 @@ class ArrCocTrainer(Trainer):
         if self.tuned:
             self._gradient(labels, inputs)
         return loss.float().to(self.args.device) / self.current_gradient_accumulation_steps
+
+    def _forget(self) -> None:
+        """Context texts are embedded with every batch anew: what is learned from one does not depend, by the
+        last bits of a matrix product of another height, on which ones an evaluation or a resume has met."""
+        if isinstance(self.attached.body, DualEncoderBody):
+            self.attached.body.forget_texts()
 
     def _gradient(self, labels: Tensor, inputs: dict[str, Any]) -> None:
         self.attached.train()
@@ -293,6 +309,7 @@ class ArrCocTrainer(Trainer):
         labels, body = inputs.pop(self.label_names[0], None), self.attached.body
         if labels is not None and isinstance(body, GenerativeBody):
             inputs = body.with_answers(inputs, labels)
+        self._forget()
         with self.accelerator.autocast():
             output = model(**inputs)
         with torch.no_grad():
@@ -318,46 +335,50 @@ class ArrCocTrainer(Trainer):
         """Write the adapter, the fine-tuned part if there is one, the processor and the arguments."""
         folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
-            self.attached.save_pretrained(folder)
-            if self.tuned:
-                self.tuned.save(folder)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)
+            self._write(folder)
             (folder / checkpoint.ARGS).write_text(self.args.to_json_string())
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def _write(self, folder: Path, **card: Any) -> None:
+        self.attached.save_pretrained(folder, **card)
+        if self.tuned:
+            self.tuned.save(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def push_to_hub(self, *args: Any, **named: Any) -> Any:
+        """Save, and upload the adapter (never the model) with its card; see `Publishing.end`."""
+        return self.publishing.end(*args, **named)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.publishing.save(Path(checkpoint_folder))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder, attached = Path(resume_from_checkpoint), self.attached
-        first = attached.adapters[0]
-        saved = {name: saving.read(folder if name == first else folder / name) for name in attached.adapters}
-        for name, one in saved.items():
-            there = one.header.config
-            if there != replace(attached.adapter(name).config, sites=there.sites):
-                raise ValueError(f"{folder} holds {name!r} with another config; attach with the one it has")
+        folder = Path(resume_from_checkpoint)
+        saved = checkpoint.read_adapters(folder, self.attached)
         self.tuned.load(folder)
         for name, one in saved.items():
-            state.load(attached.adapter(name), one.tensors, one.header.about)
+            state.load(self.attached.adapter(name), one.tensors, one.header.about)
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
         self.merging.begin([self.attached.adapter(name) for name in self.attached.adapters])
 
+    def _owners(self) -> dict[str, Any]:
+        found = {"optimizer": self.optimizer, "scheduler": self.lr_scheduler}
+        return found | ({} if self.accelerator.scaler is None else {"scaler": self.accelerator.scaler})
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.tuned:
-            scaler = self.accelerator.scaler
-            owners: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.lr_scheduler}
-            owners |= {} if scaler is None else {"scaler": scaler}
-            states = {name: owner.state_dict() for name, owner in owners.items()}
+            states = {name: owner.state_dict() for name, owner in self._owners().items()}
             checkpoint.save_nested(Path(output_dir) / "optimizer", states)
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if self.tuned and checkpoint_folder is not None:
             states = checkpoint.load_nested(Path(checkpoint_folder) / "optimizer")
-            owners: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.lr_scheduler}
-            owners |= {"scaler": self.accelerator.scaler} if "scaler" in states else {}
-            for name, owner in owners.items():
-                owner.load_state_dict(states[name])
+            for name in self._owners().keys() & states.keys():
+                self._owners()[name].load_state_dict(states[name])
 
     def _save_scaler(self, output_dir: str) -> None:
         """It lies with the optimizer."""
@@ -373,26 +394,4 @@ class ArrCocTrainer(Trainer):
         if checkpoint_folder is None or checkpoint_folder == self._generators_at:
             return
         self._generators_at = checkpoint_folder  # once: the Trainer asks again when a batch has been read
-        path = Path(checkpoint_folder) / checkpoint.random_file(self.args.process_index, self.args.world_size)
-        if path.is_file():
-            checkpoint.load_random(path)
-        else:
-            logger.warning("%s is missing: it was saved by another number of processes", path)
-
-
-class _Between(TrainerCallback):
-    """What happens between two steps: a merge, or the end when somebody wants it."""
-
-    def __init__(self, trainer: ArrCocTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        trainer = self.trainer
-        trainer.tuned.moved()
-        if trainer._merge_steps and state.global_step % trainer._merge_steps == 0:
-            trainer.merge()
-        if args.world_size == 1:
-            trainer._stopping = trainer._interruption.asked
-        if trainer._stopping:
-            control.should_save = control.should_log = control.should_training_stop = True
-        return control
+        checkpoint.restore_random(Path(checkpoint_folder), self.args.process_index, self.args.world_size)
