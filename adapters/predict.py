@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from arr_coc.adapters.dual_encoder import DualEncoderBody
+from arr_coc.adapters.offloaded import device_of
 from arr_coc.adapters.perceived import Prediction
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def predict(
             f"{len(images)} images, {len(texts)} texts and {len(templates)} templates were given; "
             "at least one of each is needed"
         )
-    pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(device_of(model))
     extra: dict[str, Tensor] = {}
     if context is not None:
         asked = _tokens(attached, [context] if isinstance(context, str) else list(context))
@@ -68,4 +69,4 @@ def predict(
 
 def _tokens(attached: "ArrCocModel", texts: list[str]) -> dict[str, Tensor]:
     batch = attached.processor.tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
-    return {k: batch[k].to(attached.model.device) for k in ("input_ids", "attention_mask")}
+    return {k: batch[k].to(device_of(attached.model)) for k in ("input_ids", "attention_mask")}
