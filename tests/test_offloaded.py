@@ -128,3 +128,18 @@ def test_a_model_laid_out_without_memory_has_shapes_and_no_values() -> None:
         model = Nested()
     assert {tensor.device.type for _, tensor in weights(model)} == {"meta"}
     assert device_of(model).type == "meta"
+
+
+def test_a_model_without_its_weights_is_inspected_and_says_that_it_cannot_answer(folders) -> None:
+    whole, processor = load("clip", folders["clip"])
+    with torch.device("meta"):
+        model = type(whole)(whole.config)
+    attached = attach(model, SMALL, processor)
+    beside = attach(whole, SMALL, processor)
+    assert str(attached.inspect()) == str(beside.inspect())
+    beside.detach()
+    asked = questions("clip", processor)
+    for call in (attached, lambda **asked: attached.learn(**lesson("clip", processor, asked))):
+        with pytest.raises(RuntimeError, match="without its weights"):
+            call(**asked)
+    attached.detach()
