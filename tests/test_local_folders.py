@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from arr_coc import ArrCocConfig, ArrCocModel, attach
 from arr_coc.adapters.offloaded import weights
@@ -73,3 +74,10 @@ def test_half_precision_placed_by_accelerate(kind: str, dtype: torch.dtype, fold
     assert logits(attached(**asked)).dtype == dtype
     assert said(kind, processor, attached, asked) == list(NAMES)
     assert torch.equal(bare(attached.detach(), asked), before)
+
+
+def test_the_class_that_makes_least_of_a_folder_is_taken_where_it_answers(folders) -> None:
+    """AutoModel is a whole dual encoder, and of a model that writes the part without its head."""
+    attach(AutoModel.from_pretrained(folders["clip"]), SMALL).detach()
+    with pytest.raises(TypeError, match="LlavaForConditionalGeneration rather than LlavaModel"):
+        attach(AutoModel.from_pretrained(folders["llava"]), SMALL)
