@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from arr_coc.training.questions import PROMPT
+from arr_coc.training.questions import CHAT, PROMPT
 
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
 IMAGE = "<image>"
@@ -47,7 +47,7 @@ def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def processor(words: PreTrainedTokenizerFast, pictures: CLIPImageProcessor) -> LlavaProcessor:
-    """The dual encoder's picture side; 144 image tokens (the class token is dropped)."""
+    """The dual encoder's picture side, with 144 image tokens (no class token); questions as chat."""
     return LlavaProcessor(
         image_processor=pictures,
         tokenizer=words,
@@ -55,6 +55,7 @@ def processor(words: PreTrainedTokenizerFast, pictures: CLIPImageProcessor) -> L
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         image_token=IMAGE,
+        chat_template=CHAT,
     )
 
 
