@@ -19,6 +19,7 @@ from arr_coc.adapters.checks import adapter_name, known_names
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.in_turn import Answering, InTurn
+from arr_coc.adapters.offloaded import device_of
 from arr_coc.adapters.structure import Inspection, choose_sites
 from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
@@ -45,9 +46,9 @@ class Learners(nn.ModuleList):
 
 
 def make_learner(model: nn.Module, body: DualEncoderBody | GenerativeBody, config: ArrCocConfig) -> Learner:
-    """A fresh learner of what this body reads, where the model is."""
+    """A fresh learner of what this body reads, where the model computes."""
     learner = Learner(config, body.site_widths, body.context_width, body.state_width)
-    state.place(learner, next(model.parameters()).device)
+    state.place(learner, device_of(model))
     return learner
 
 

@@ -298,6 +298,9 @@ class ArrCocModel(AdapterSet):
     def _on(self) -> None:
         if not self._hooks:
             raise RuntimeError("this adapter was detached; attach the model again")
+        if self.learner.relevance_weight.is_meta:
+            name = type(self.model).__name__
+            raise RuntimeError(f"{name} was laid out without its weights: load them, then attach it again")
 
     @contextlib.contextmanager
     def disable(self) -> Iterator["ArrCocModel"]:

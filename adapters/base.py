@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arr_coc.adapters.offloaded import weights
 from arr_coc.adapters.structure import unwrapped
 
 _SAMPLE = 8  # values of each tensor
@@ -37,7 +38,7 @@ class Base:
         model_type: of its config.
         facts: widths, depths and vocabularies of its config and of those inside, "vision_config.hidden_size"
             and the like.
-        quantization: the method that its weights are quantised by, "" for none.
+        quantization: the method (or package) that its weights are quantised by, "" for none.
         name: where it came from; information only.
     """
 
@@ -71,12 +72,13 @@ def describe(model: nn.Module) -> Base:
     config = getattr(own, "config", None)
     facts = {name: value for name, value in _facts(config) if isinstance(value, int)}
     method = getattr(getattr(config, "quantization_config", None), "quant_method", "")
+    method = str(getattr(method, "value", method)) or _made_by(own)
     name = str(getattr(config, "_name_or_path", "") or "")
     return Base(
         architecture=type(own).__name__,
         model_type=str(getattr(config, "model_type", "")),
         facts=facts,
-        quantization=str(getattr(method, "value", method)),
+        quantization=method,
         name=Path(name).name if Path(name).exists() else name,  # whose disk it lay on is nobody's business
     )
 
@@ -90,19 +92,20 @@ def _facts(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def sample(model: nn.Module) -> dict[str, Tensor]:
-    """Eight values of each floating tensor of the state dict, evenly spaced from first to last, in its own
-    dtype.
+    """Eight values of each floating tensor of the model, evenly spaced from first to last, in its own dtype.
 
     A fine-tuned model differs in nearly every tensor, and is told apart; one that differs in a few entries of
-    a tensor alone (some words added to a vocabulary of the same size) may pass. Tensors on the meta device
-    (offloaded) are left out. Of weights that are split between processes all of these have to ask, together.
+    a tensor alone (some words added to a vocabulary of the same size) may pass. Offloaded tensors are read
+    from where they are kept; of a quantised tensor its parts are sampled (whole numbers, scales). Tensors of
+    which only a shape is known (on the meta device) are left out. Of weights that are split between processes
+    all of these have to ask, together.
     """
     if unwrapped(model) in _remembered:
         return dict(_remembered[unwrapped(model)])
     found = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _floating(model):
         tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        if tensor.is_floating_point() and tensor.numel() and tensor.device.type != "meta":
+        if tensor.numel() and tensor.device.type != "meta":
             count = min(_SAMPLE, tensor.numel())
             at = torch.linspace(0, tensor.numel() - 1, count, dtype=torch.float64).long()
             place = torch.unravel_index(at.to(tensor.device), tensor.shape)
@@ -115,6 +118,32 @@ def remember(model: nn.Module) -> None:
     """Let `sample` answer from now on what it would answer now: for weights that are frozen and split between
     processes, of which one alone will save."""
     _remembered[unwrapped(model)] = sample(model)
+
+
+def _floating(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The floating tensors of a model by name, each quantised one as the plain tensors it is made of."""
+    for name, tensor in weights(model):
+        if tensor.is_floating_point():
+            yield from _parts(name, tensor.detach())
+
+
+def _parts(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
+    if not _composed(tensor):
+        yield name, tensor
+        return
+    for inner in tensor.__tensor_flatten__()[0]:
+        yield from _parts(f"{name}.{inner}", getattr(tensor, inner))
+
+
+def _composed(tensor: Any) -> bool:
+    """Whether a tensor is made of others; a sharded one is too, but can be indexed as a whole."""
+    return hasattr(tensor, "__tensor_flatten__") and not hasattr(tensor, "full_tensor")
+
+
+def _made_by(model: Any) -> str:
+    """The package whose tensors hold a model's weights, "" for torch's own."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((type(p).__module__.split(".")[0] for p in parameters if _composed(p)), "")
 
 
 def structural_difference(saved: Base, model: nn.Module) -> str:
@@ -154,12 +183,14 @@ def weight_difference(saved: Base, values: dict[str, Tensor], model: nn.Module) 
 
 
 def _offloaded(model: nn.Module) -> bool:
-    return any(t.device.type == "meta" for t in model.state_dict().values())
+    return any(tensor.device.type == "meta" for _, tensor in weights(model))
 
 
 def _same(one: Tensor, two: Tensor) -> bool:
     relative = smallest = 0.0
     if one.dtype != two.dtype:
+        if not (one.is_floating_point() and two.is_floating_point()):
+            return False
         kinds = [torch.finfo(t.dtype) for t in (one, two)]
         relative = max(kind.eps for kind in kinds)
         smallest = max(kind.eps * kind.smallest_normal for kind in kinds)

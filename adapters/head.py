@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arr_coc.adapters.offloaded import device_of, weight_of
 from arr_coc.adapters.structure import Tower, attention_in, path_of
 
 _PROJECTIONS = ("visual_projection", "vision_projection", "vision_proj")
@@ -46,8 +47,9 @@ class Head:
 
     def _try(self) -> bool:
         """Whether a token goes through; then its width is known."""
-        weight = next(self.tower.module.parameters())
-        token = torch.zeros(1, 1, self.tower.width, dtype=weight.dtype, device=weight.device)
+        kinds = [p.dtype for p in self.tower.module.parameters() if p.is_floating_point()]
+        where = device_of(self.tower.module)
+        token = torch.zeros(1, 1, self.tower.width, dtype=kinds[0] if kinds else None, device=where)
         config = self.model.config
         self.width = int(
             getattr(config, "image_text_hidden_size", 0)
@@ -82,8 +84,8 @@ class Head:
     @property
     def scale(self) -> float | Tensor:
         """What the model multiplies cosines by."""
-        log = getattr(self.model, "logit_scale", None)
+        log = weight_of(self.model, "logit_scale")
         if log is not None:
             return log.detach().exp().float()
-        temperature = getattr(self.model, "temperature", None)
+        temperature = weight_of(self.model, "temperature")
         return _SCALE if temperature is None else 1 / temperature.detach().float()

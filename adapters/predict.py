@@ -8,6 +8,7 @@ from torch import Tensor
 
 from arr_coc.adapters import texts as texts_of
 from arr_coc.adapters.dual_encoder import DualEncoderBody
+from arr_coc.adapters.offloaded import device_of
 from arr_coc.adapters.perceived import Prediction
 
 if TYPE_CHECKING:
@@ -49,8 +50,10 @@ def predict(
             "at least one of each is needed"
         )
 
+    device = device_of(model)
+
     def placed(made: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(model.device) for name, tensor in made.items()}
+        return {name: tensor.to(device) for name, tensor in made.items()}
 
     shown = placed(processor(images=images, return_tensors="pt"))
     asked = [context] if isinstance(context, str) else context

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback
 from arr_coc.adapters.attach import ArrCocModel
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
+from arr_coc.adapters.offloaded import device_of
 from arr_coc.adapters.structure import kind_of
 from arr_coc.adapters.teach import own_scores
 from arr_coc.eval import metrics, relevance_metrics
@@ -143,7 +144,7 @@ class Measure(TrainerCallback):
     def _answer(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         """Which samples are answered right, (B,), and the relevance of an attached model, (B, N)."""
         model, body = self.model, self.body
-        device = next(model.parameters()).device
+        device = device_of(model)
         inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         labels = inputs.pop("labels")
         if isinstance(body, GenerativeBody):

@@ -90,10 +90,14 @@ def tiny_config(kind: str, task: str = "") -> Any:
 
 def tiny_model(kind: str, task: str, seed: int = 0) -> Any:
     """A model of the architecture with random weights, in float32, ready to answer."""
-    config = tiny_config(kind, task)
+    return model_of(tiny_config(kind, task), class_of(kind, task), seed)
+
+
+def model_of(config: Any, kind: Any, seed: int = 0) -> Any:
+    """A model of this class and config, with random weights through which pictures come, in float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = class_of(kind, task)(config)
+        model = kind(config)
         for name, parameter in model.named_parameters():
             _enliven(name, parameter)
     return model.float().eval()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from arr_coc.adapters import embedded
 from arr_coc.eval.cards_generative import right
@@ -204,3 +205,22 @@ def test_shipped_weights_are_small_and_greedy_decoding_agrees_with_the_card():
     said = processor.batch_decode(made, skip_special_tokens=True)
     expected = [row[0].answer == text.strip() for row, text in zip(turns, said, strict=True)]
     assert [row[0] for row in right(model, processor, images, turns)] == expected
+
+
+@shipped
+def test_the_chat_template_writes_what_the_model_was_taught_with():
+    _, processor = embedded.load("generative")
+    assert processor.chat_template == questions.CHAT
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this?"}]}
+    prompt = processor.apply_chat_template([asked], tokenize=False, add_generation_prompt=True)
+    assert prompt == PROMPT.format(question="what is this?")
+    said = {"role": "assistant", "content": [{"type": "text", "text": "circle"}]}
+    assert processor.apply_chat_template([asked, said], tokenize=False) == prompt + " circle</s>"
+    image = Image.new("RGB", (96, 96), (220, 30, 30))
+    asked["content"][0]["image"] = image
+    made = processor.apply_chat_template(
+        [asked], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
+    by_hand = processor(images=image, text=prompt, return_tensors="pt")
+    assert torch.equal(made["input_ids"], by_hand["input_ids"])
+    assert torch.equal(made["pixel_values"], by_hand["pixel_values"])

@@ -20,18 +20,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from arr_coc.training.questions import PROMPT
+from arr_coc.training.questions import CHAT, PROMPT
 
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
 IMAGE = "<image>"
-# of one turn, what PROMPT says
-CHAT = (
-    "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + IMAGE + "\n"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% else %} ASSISTANT: {% for part in message['content'] %}{{ part['text'] }}{% endfor %}</s>"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
-)
 
 
 def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -55,7 +47,7 @@ def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def processor(words: PreTrainedTokenizerFast, pictures: CLIPImageProcessor) -> LlavaProcessor:
-    """The dual encoder's picture side; 144 image tokens (the class token is dropped)."""
+    """The dual encoder's picture side, with 144 image tokens (no class token); questions as chat."""
     return LlavaProcessor(
         image_processor=pictures,
         tokenizer=words,

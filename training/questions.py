@@ -17,6 +17,12 @@ from torch import Tensor
 from arr_coc.training import items, scenes
 
 PROMPT = "USER: <image>\n{question} ASSISTANT:"
+CHAT = (  # PROMPT and its answer as turns of a conversation
+    "{% for message in messages %}{% if message['role'] == 'user' %}USER: {% else %} ASSISTANT: {% endif %}"
+    "{% for part in message['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}"
+    "{% endfor %}{% if message['role'] != 'user' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
 COUNTS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = tuple(scenes.COLOURS)
 KINDS = ("place", "colour", "where", "by colour", "yes or no", "count", "beside")
