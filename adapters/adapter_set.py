@@ -112,6 +112,16 @@ class AdapterSet(nn.Module):
         """The first adapter's learner."""
         return self.adapter(self._names[0])
 
+    def who_answers(self) -> Answering:
+        """`answering`.
+
+        Raises:
+            ValueError: if no adapter is active.
+        """
+        if self.answering is None:
+            raise ValueError(f"no adapter is active, of {', '.join(self.adapters)}; set_active([...]) first")
+        return self.answering
+
     @property
     def answering(self) -> Answering | None:
         """What answers: the active adapter's learner, several in turn, or None where none is active."""

@@ -40,9 +40,7 @@ def predict(
         raise TypeError("predict scores texts and needs a dual encoder; use generate")
     if processor is None:
         raise ValueError("predict needs a processor: attach(model, config, processor=...)")
-    answering = attached.answering
-    if answering is None:
-        raise ValueError(f"no adapter is active, of {', '.join(attached.adapters)}; set_active([...]) first")
+    answering = attached.who_answers()
     images = list(images) if isinstance(images, list | tuple) else [images]
     if not images or not texts or not templates:
         raise ValueError(

@@ -109,7 +109,7 @@ def demo(
         runs,
         NAMES,
         looks(here, plan, store, learned, seed),
-        [f"Batches of {size}; one seed, one order: `arr-coc eval` gives intervals."],
+        [f"Batches of {size}; one seed, one order: arr-coc eval gives intervals."],
     )
     return Outcome(runs, report.write(out, text))
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
@@ -16,6 +17,12 @@ def heat(relevance: np.ndarray, top: float = TOP) -> np.ndarray:
     return (colormaps["magma"](share.clip(0, 1))[..., :3] * 255).round().astype(np.uint8)
 
 
+def fitted(grid: Sequence[int], side: int) -> tuple[int, int]:
+    """Width and height of a picture with the shape of a grid (h, w), its longer side `side` px."""
+    height, width = grid
+    return max(side * width // max(grid), 1), max(side * height // max(grid), 1)
+
+
 def overlay(
     image: Image.Image, relevance: np.ndarray, truth: np.ndarray | None = None, side: int = 192
 ) -> Image.Image:
@@ -24,21 +31,23 @@ def overlay(
     Args:
         relevance: (h, w), not negative, sums to 1.
         truth: (h, w) bool.
-        side: of the picture, px.
+        side: the longer one of the picture, px; it has the shape of the grid.
 
     Raises:
         ValueError: for a map that is no finite matrix.
     """
     if relevance.ndim != 2 or not np.isfinite(relevance).all():
         raise ValueError(f"relevance of shape {relevance.shape} is no finite (h, w) map")
-    base = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)).astype(float)
+    size = fitted(relevance.shape, side)
+    base = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)).astype(float)
     warm = heat(relevance)
-    colour = np.asarray(Image.fromarray(warm).resize((side, side), Image.Resampling.NEAREST)).astype(float)
+    colour = np.asarray(Image.fromarray(warm).resize(size, Image.Resampling.NEAREST)).astype(float)
     mixed = Image.fromarray((0.4 * base + 0.6 * colour).round().astype(np.uint8))
     if truth is not None and truth.any():
         rows, columns = np.flatnonzero(truth.any(1)), np.flatnonzero(truth.any(0))
-        step = side / truth.shape[0]
-        box = [columns[0] * step, rows[0] * step, (columns[-1] + 1) * step - 1, (rows[-1] + 1) * step - 1]
+        across, down = size[0] / truth.shape[1], size[1] / truth.shape[0]
+        box = [columns[0] * across, rows[0] * down]
+        box += [(columns[-1] + 1) * across - 1, (rows[-1] + 1) * down - 1]
         ImageDraw.Draw(mixed).rectangle(box, outline=(255, 255, 255), width=2)
     return mixed
 
