@@ -1,36 +1,34 @@
-"""What a learning step costs: seconds and peak activation memory beside the frozen forward pass.
+"""What arr-coc costs: seconds and peak activation memory of every call beside the bare model's forward pass.
 
-Four steps stand side by side in one process and take turns, so that whatever else the machine does falls on
-all of them: the frozen forward (pixel values and candidate texts, `inference_mode`), one step of the plugin
-without and with a context, and a step of PEFT LoRA (r = 8 on q_proj, v_proj of the vision tower) with AdamW.
-Models have random weights: costs do not depend on them. Seconds are medians; a ratio is the median of the
-ratios within a round.
+The steps stand side by side in one process and take turns, so that whatever else the machine does falls on
+all of them. Models have random weights: costs do not depend on them. A ratio is the median of the ratios
+within a round, and stands with its quartiles; seconds are medians. A generative model's steps run on prompt
+and answer, `act` on the prompt (it generates the answer, looks at it once more and remembers).
 
 Memory is what the allocator says: every allocation and release of tensor memory during a warmed-up step is
 recorded by `torch.profiler` (`profile_memory`), and the peak is the highest running sum from the start of the
 step. Weights, optimizer moments and the adapter's state were there before and do not count; scratch memory
-that kernels take outside torch's allocator is not seen, for any of the four.
+that kernels take outside torch's allocator is not seen, for any of the steps.
 """
 
-import argparse
 import copy
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from statistics import median
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from arr_coc import state
 from arr_coc.adapters import attach
 from arr_coc.config import ArrCocConfig
+from arr_coc.eval import bench_models
 from arr_coc.eval.methods_lora import with_lora
 
-TEXTS = 10
-STEPS = ("frozen forward", "plugin", "plugin, with a context", "LoRA + AdamW")
+FORWARD, ATTACH = "the bare model's forward", "attach and detach"
+Steps = dict[str, Callable[[], Any]]
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,11 @@ class Row:
     """One step on one shape.
 
     Args:
-        seconds: median. ratio: to the frozen forward, median over rounds.
-        megabytes: peak over what was there before the step (1 MB = 10^6 bytes). memory_ratio: to the frozen
-            forward.
+        seconds: median.
+        ratio, low, high: to the bare forward, median and quartiles over rounds.
+        megabytes: peak over what was there before the step (1 MB = 10^6 bytes).
+        memory_ratio: to the bare forward.
+        state_megabytes: what an adapter or an optimizer keeps between steps.
     """
 
     shape: str
@@ -48,43 +48,11 @@ class Row:
     step: str
     seconds: float
     ratio: float
+    low: float
+    high: float
     megabytes: float
     memory_ratio: float
-
-
-def clip(shape: str) -> Any:
-    """A `CLIPModel` with random weights: "B/32" or "B/16" at 224 px, or "tiny" for a try.
-
-    Raises:
-        ValueError: for another shape.
-    """
-    from transformers import CLIPConfig, CLIPModel
-
-    tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-    configs: dict[str, dict[str, Any]] = {
-        "B/32": {},
-        "B/16": {"vision_config": {"patch_size": 16}},
-        "tiny": {
-            "vision_config": {**tiny, "image_size": 32, "patch_size": 8},
-            "text_config": {**tiny, "vocab_size": 100, "bos_token_id": 0, "eos_token_id": 99},
-            "projection_dim": 16,
-        },
-    }
-    if shape not in configs:
-        raise ValueError(f"shape={shape!r}: possible are {', '.join(configs)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return CLIPModel(CLIPConfig(**configs[shape])).eval()
-
-
-def inputs(model: Any, batch: int, texts: int = TEXTS) -> dict[str, Tensor]:
-    """Noise and token ids: pixel_values (batch, 3, S, S), input_ids and attention_mask (texts, 8)."""
-    draw = torch.Generator().manual_seed(1)
-    size, words = model.config.vision_config.image_size, model.config.text_config
-    ids = torch.randint(2, words.vocab_size - 2, (texts, 8), generator=draw)
-    ids[:, -1] = words.eos_token_id
-    pixels = torch.randn(batch, 3, size, size, generator=draw)
-    return {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    state_megabytes: float
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:
@@ -103,36 +71,71 @@ def peak_bytes(step: Callable[[], Any]) -> int:
     return peak
 
 
-def steps(model: Any, batch: int, config: ArrCocConfig | None = None) -> dict[str, Callable[[], Any]]:
-    """The four steps on copies of one model, over the same inputs and labels, by the names of STEPS."""
-    given = inputs(model, batch)
-    labels = torch.arange(batch) % TEXTS
-    asked = {"context_ids": inputs(model, 1, 1)["input_ids"]}
-    plain, cued = (attach(copy.deepcopy(model), config) for _ in range(2))
-    tuned = with_lora(model)
+def steps(model: Any, batch: int, config: ArrCocConfig | None = None) -> tuple[Steps, dict[str, float]]:
+    """Every step on copies of one model, over the same inputs and labels, by name, and the state that each of
+    them keeps, MB."""
+    taught = bench_models.lesson(model, batch)
+    given = {k: v for k, v in taught.items() if k != "labels"}
+    writes = model.config.model_type != "clip"
+    asked = {} if writes else {"context_ids": bench_models.inputs(model, 1, 1)["input_ids"]}
+    prompt = bench_models.inputs(model, batch)
+    bare = copy.deepcopy(model)
+    seen, learning, cued, acting = (attach(copy.deepcopy(model), config) for _ in range(4))
+    seen.learn(**taught)
+    tuned = with_lora(model, tower="language_model" if writes else "vision_model")
     tuned.train()
-    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-4)
+    trained = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
     def forward() -> Any:
         with torch.inference_mode():
             return model(**given)
 
+    def off() -> Any:
+        with torch.inference_mode(), seen.disable():
+            return seen(**given)
+
+    def rewarded() -> None:
+        options = {"max_new_tokens": bench_models.ANSWER, "do_sample": False} if writes else {}
+        handle = acting.act(**prompt, **options)
+        acting.reward(handle, torch.ones(batch))
+
     def lora() -> None:
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(tuned(**given).logits_per_image, labels).backward()
+        if writes:
+            loss = tuned(**taught).loss
+        else:
+            loss = torch.nn.functional.cross_entropy(tuned(**given).logits_per_image, taught["labels"])
+        loss.backward()
         optimizer.step()
 
-    made: tuple[Callable[[], Any], ...] = (
-        forward,
-        lambda: plain.learn(labels=labels, **given),
-        lambda: cued.learn(labels=labels, **given, **asked),
-        lora,
-    )
-    return dict(zip(STEPS, made, strict=True))
+    made: Steps = {
+        FORWARD: forward,
+        "attached, learning off": off,
+        "attached, answering with what was learned": lambda: seen(**given),
+        "one learning step": lambda: learning.learn(**taught),
+    }
+    if not writes:
+        made["one learning step with a context"] = lambda: cued.learn(**taught, **asked)
+    made["an action and its reward"] = rewarded
+    made["PEFT LoRA r=8 + AdamW step"] = lora
+    made[ATTACH] = lambda: attach(bare, config).detach()
+    for step in made.values():
+        step()
+    held = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+    kept = dict.fromkeys(made, 0.0)
+    kept["one learning step"] = _megabytes(state.tensors(learning.learner).values())
+    kept["an action and its reward"] = _megabytes(state.tensors(acting.learner).values())
+    kept["PEFT LoRA r=8 + AdamW step"] = _megabytes([*trained, *held])
+    return made, kept
+
+
+def _megabytes(tensors: Any) -> float:
+    return sum(t.numel() * t.element_size() for t in tensors) / 1e6
 
 
 def bench(
-    shapes: Sequence[str] = ("B/32", "B/16"),
+    shapes: Sequence[str] = ("B/32", "B/16", "llava"),
     batches: Sequence[int] = (1, 8),
     threads: int = 1,
     repeats: int = 7,
@@ -142,69 +145,54 @@ def bench(
     """Every step on every shape and batch size.
 
     Args:
+        shapes: see `bench_models.model`.
         threads: of torch, for this process; the number before is put back.
-        repeats: rounds, after two that do not count.
-        config: of the plugin.
+        repeats: rounds, after one that does not count.
+        config: of the adapter.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     rows: list[Row] = []
     try:
         for shape in shapes:
-            model = clip(shape)
+            model = bench_models.model(shape)
             for batch in batches:
-                made = steps(model, batch, config)
+                made, kept = steps(model, batch, config)
                 spent: dict[str, list[float]] = {name: [] for name in made}
-                for turn in range(repeats + 2):
+                for turn in range(repeats):
                     for name, step in made.items():
                         began = time.perf_counter()
                         step()
                         spent[name].append(time.perf_counter() - began)
                     if progress is not None:
-                        progress(f"{shape}, batch {batch}", turn + 1, repeats + 2)
-                rows += _rows(shape, batch, spent, {name: peak_bytes(step) for name, step in made.items()})
+                        progress(f"{shape}, batch {batch}", turn + 1, repeats)
+                peaks = {name: peak_bytes(step) for name, step in made.items()}
+                rows += [_row(shape, batch, name, spent, peaks, kept[name]) for name in made]
     finally:
         torch.set_num_threads(before)
     return rows
 
 
-def _rows(shape: str, batch: int, spent: dict[str, list[float]], peaks: dict[str, int]) -> list[Row]:
-    kept = {name: seconds[2:] for name, seconds in spent.items()}
-    first = STEPS[0]
-    rows = []
-    for name, seconds in kept.items():
-        ratio = median(s / f for s, f in zip(seconds, kept[first], strict=True))
-        share = peaks[name] / peaks[first]
-        rows.append(Row(shape, batch, name, median(seconds), ratio, peaks[name] / 1e6, share))
-    return rows
+def _row(
+    shape: str, batch: int, name: str, spent: dict[str, list[float]], peaks: dict[str, int], kept: float
+) -> Row:
+    ratios = np.divide(spent[name], spent[FORWARD])
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    seconds, share = float(np.median(spent[name])), peaks[name] / peaks[FORWARD]
+    return Row(
+        shape, batch, name, seconds, float(middle), float(low), float(high), peaks[name] / 1e6, share, kept
+    )
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| shape | batch | step | seconds | x forward | peak MB | x forward |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.shape} | {r.batch} | {r.step} | {r.seconds:.3f} | {r.ratio:.2f} | {r.megabytes:.0f} "
-        f"| {r.memory_ratio:.2f} |"
-        for r in rows
-    ]
-    return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description="What a learning step costs beside the frozen forward pass.")
-    parser.add_argument("--shapes", nargs="+", default=["B/32", "B/16"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
-    args = parser.parse_args(argv)
-    rows = bench(args.shapes, args.batches, args.threads, args.repeats)
-    print(json.dumps([asdict(r) for r in rows]) if args.json else markdown(rows))
-
-
-if __name__ == "__main__":
-    main()
+def cells(row: Row) -> dict[str, str]:
+    """A row as it is printed, by column."""
+    memory = f"{row.megabytes:.0f} ({row.memory_ratio:.2f}x)"
+    return {
+        "shape": row.shape,
+        "batch": str(row.batch),
+        "step": row.step,
+        "seconds": f"{row.seconds:.3f}",
+        "x forward (quartiles)": f"{row.ratio:.2f} ({row.low:.2f}-{row.high:.2f})",
+        "peak MB": memory,
+        "state MB": f"{row.state_megabytes:.1f}" if row.state_megabytes else "",
+    }

@@ -245,13 +245,14 @@ def rules(
 
 @app.command()
 def bench(
-    shapes: Annotated[str, typer.Option(help="of the CLIP vision tower")] = "B/32,B/16",
+    shapes: Annotated[str, typer.Option(help="B/32, B/16, llava, tiny, llava-tiny")] = "B/32,B/16,llava",
     batches: Annotated[str, typer.Option()] = "1,8",
     threads: Annotated[int, typer.Option(min=1)] = 1,
     repeats: Annotated[int, typer.Option(min=1)] = 7,
+    markdown: Annotated[bool, typer.Option(help="print the table as Markdown")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="rows as JSON")] = None,
 ) -> None:
-    """What one learning step costs beside the frozen forward pass and a LoRA step, in one process."""
+    """What every call costs beside the bare model's forward pass, and a LoRA step, in one process."""
     from dataclasses import asdict
 
     from arr_coc.eval import bench as costs
@@ -261,20 +262,13 @@ def bench(
         target = None if json_out is None else check_target(json_out)
         with _bar() as follow:
             rows = costs.bench(shapes.split(","), _numbers(batches), threads, repeats, progress=follow)
-        shown = [
-            {
-                "shape": r.shape,
-                "batch": r.batch,
-                "step": r.step,
-                "seconds": f"{r.seconds:.3f}",
-                "x forward": f"{r.ratio:.2f}",
-                "peak MB": f"{r.megabytes:.0f}",
-                "memory x": f"{r.memory_ratio:.2f}",
-            }
-            for r in rows
-        ]
-        title = f"medians of {repeats}, {threads} thread(s), random weights"
-        _table(shown, list(shown[0]), title)
+        shown = [costs.cells(row) for row in rows]
+        if markdown:
+            lines = [list(shown[0]), ["---"] * len(shown[0]), *(list(row.values()) for row in shown)]
+            typer.echo("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        else:
+            title = f"medians of {repeats}, {threads} thread(s), random weights"
+            _table(shown, list(shown[0]), title)
         if target is not None:
             write(target, json.dumps([asdict(r) for r in rows], indent=2))
 
