@@ -133,3 +133,12 @@ def test_siglip_reads_texts_padded_to_their_full_length() -> None:
     assert set(made) == {"input_ids"}
     texts.tokenized(SimpleNamespace(tokenizer=tokenizer), ["a"], tiny.dual())
     assert tokenizer.asked == (True, None)
+
+
+def test_pixels_come_in_the_dtype_of_the_model() -> None:
+    model, processor = embedded.load("generative", torch.bfloat16)
+    assert AnswerCollator(processor, model)(rows())["pixel_values"].dtype == torch.bfloat16
+    model, processor = embedded.load("dual", torch.float16)
+    batch = ChoiceCollator(processor, model, ["x"])([{"image": rows()[0]["image"], "label": 0}])
+    assert batch["pixel_values"].dtype == torch.float16
+    assert batch["input_ids"].dtype == torch.int64

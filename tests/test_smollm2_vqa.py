@@ -9,7 +9,8 @@ from PIL import Image
 
 from arr_coc.adapters import embedded
 from arr_coc.training import items
-from arr_coc.training.smollm2_vqa import MERGE, Merging, asked, meant, merged, ridge, told, with_eyes
+from arr_coc.training.collate import AnswerCollator
+from arr_coc.training.smollm2_vqa import MERGE, QUESTION, Merging, meant, merged, ridge, with_eyes
 
 
 def words() -> tuple:
@@ -50,27 +51,12 @@ def test_the_parts_become_one_model_that_sees() -> None:
     assert model.get_input_embeddings().weight is language.model.embed_tokens.weight is model.lm_head.weight
     draw = np.random.default_rng(0)
     images = [Image.fromarray(draw.integers(0, 256, (28, 28, 3), dtype=np.uint8)) for _ in range(2)]
-    prompt = asked(processor, images, model.dtype)
+    collate = AnswerCollator(processor, model)
+    prompt = collate.prompts([{"image": image, "question": QUESTION} for image in images])
     assert (prompt["input_ids"] == model.config.image_token_id).sum(1).tolist() == [16, 16]
     with torch.no_grad():
         logits = model(**prompt).logits
     assert not torch.equal(logits[0, -1], logits[1, -1])
-
-
-def test_answers_and_their_ends_are_taught_where_they_stand() -> None:
-    tokenizer = embedded.load("generative")[1].tokenizer
-    question = torch.tensor([[5, 6, 7], [0, 6, 7]])
-    prompt = {"input_ids": question, "attention_mask": (question > 0).long()}
-    taught = told(prompt, tokenizer, ["yes", "top left"])
-    yes, top_left = (tokenizer(text)["input_ids"] for text in ("yes", "top left"))
-    assert len(yes) < len(top_left)
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    short = [*yes, end, *[pad] * (len(top_left) - len(yes))]
-    assert taught["input_ids"].tolist() == [[5, 6, 7, *short], [0, 6, 7, *top_left, end]]
-    assert taught["attention_mask"][1].tolist() == [0, 1, 1, *[1] * (len(top_left) + 1)]
-    assert taught["attention_mask"][0].sum() == 3 + len(yes) + 1
-    assert taught["labels"][0].tolist() == [-100] * 3 + [*yes, end] + [-100] * (len(top_left) - len(yes))
-    assert taught["labels"][1].tolist() == [-100] * 3 + [*top_left, end]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ class ChoiceCollator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         labels = torch.tensor([self._row(row[self.label]) for row in rows])
-        batch = dict(self.processor(images=[row[self.image] for row in rows], return_tensors="pt"))
+        images = [row[self.image] for row in rows]
+        batch = _cast(self.processor(images=images, return_tensors="pt"), self.model)
         if self.context is not None:
             asked = [row[self.context] for row in rows]
             batch |= texts.context(self.processor, asked, self.model)
@@ -97,7 +98,7 @@ class AnswerCollator:
             )
         if prompt is not None and "{question}" not in prompt:
             raise ValueError(f"prompt={prompt!r} has no {{question}}")
-        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.processor, self.model, self.tokenizer = processor, model, processor.tokenizer
         self.family, self.whole = family_of(model), bool(model.config.is_encoder_decoder)
         self.prompt, self.image, self.question, self.answer = prompt, image, question, answer
 
@@ -105,9 +106,10 @@ class AnswerCollator:
         """The inputs of `generate`, (B, T), padded on the left."""
         shown = [_several(row[self.image]) for row in rows]
         asked = [self._said(row[self.question], len(s)) for row, s in zip(rows, shown, strict=True)]
-        return dict(
-            self.processor(text=asked, images=shown, return_tensors="pt", padding=True, padding_side="left")
+        made = self.processor(
+            text=asked, images=shown, return_tensors="pt", padding=True, padding_side="left"
         )
+        return _cast(made, self.model)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         inputs = self.prompts(rows)
@@ -141,3 +143,9 @@ class AnswerCollator:
 
 def _several(shown: Any) -> list[Any]:
     return list(shown) if isinstance(shown, list | tuple) else [shown]
+
+
+def _cast(made: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Pixels in the dtype of the model: not every tower casts them itself."""
+    dtype = getattr(model, "dtype", None) or torch.get_default_dtype()
+    return {n: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for n, t in made.items()}

@@ -34,7 +34,9 @@ from transformers import (
 from arr_coc.adapters import embedded
 from arr_coc.adapters.attach import ArrCocModel, attach
 from arr_coc.config import ArrCocConfig
-from arr_coc.training import items, teachers
+from arr_coc.training import garments, items, teachers
+from arr_coc.training.collate import AnswerCollator
+from arr_coc.training.streams import Rendered
 
 IMAGE, QUESTION, MERGE, PATCH, SIDE = "<image>", "What is this?", 3, 8, 96
 TEMPLATE = (
@@ -203,37 +205,15 @@ def fit(model: Any, processor: Any, strength: float = 0.01) -> tuple[float, floa
 # -- the stream ----------------------------------------------------------------------------------------------
 
 
-def garments(split: str, count: int, seed: int) -> tuple[list[Image.Image], list[str]]:
-    """Fashion-MNIST in colour and at the tower's size, and what each is."""
-    pixels, labels, names = items.fashion(split)
-    chosen = np.random.default_rng(seed).permutation(len(labels))[:count]
-    images = [Image.fromarray(p).convert("RGB").resize((SIDE, SIDE)) for p in pixels[chosen]]
-    return images, [names[i] for i in labels[chosen]]
+def asked(split: str, count: int, seed: int) -> Rendered:
+    """Garments, the question, and what each is called."""
+    drawn = garments.rows(split, count, seed, SIDE)
 
+    def render(place: int) -> dict[str, Any]:
+        row = drawn[place]
+        return {"image": row["image"], "question": QUESTION, "answer": row["name"]}
 
-def asked(processor: Any, images: Sequence[Image.Image], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The question about each picture, by the chat template."""
-    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-    prompt = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    made = processor(images=list(images), text=[prompt] * len(images), return_tensors="pt", padding=True)
-    return {**made, "pixel_values": made["pixel_values"].to(dtype)}
-
-
-def told(prompt: dict[str, Tensor], tokenizer: Any, answers: Sequence[str]) -> dict[str, Tensor]:
-    """Prompts of one length with their answers and an end behind them, and labels of these alone, (B, T)."""
-    rows = [[*tokenizer(answer)["input_ids"], tokenizer.eos_token_id] for answer in answers]
-    most = max(map(len, rows))
-    ids = torch.tensor([row + [tokenizer.pad_token_id] * (most - len(row)) for row in rows])
-    there = torch.tensor([[1] * len(row) + [0] * (most - len(row)) for row in rows])
-    question = prompt["input_ids"]
-    return {
-        **prompt,
-        "input_ids": torch.cat([question, ids], 1),
-        "attention_mask": torch.cat([prompt["attention_mask"], there], 1),
-        "labels": torch.cat([torch.full_like(question, -100), ids.masked_fill(there == 0, -100)], 1),
-    }
+    return Rendered(range(count), render)
 
 
 def meant(text: str, names: Sequence[str]) -> set[str]:
@@ -248,16 +228,13 @@ def meant(text: str, names: Sequence[str]) -> set[str]:
 
 
 def right(
-    attached: ArrCocModel, processor: Any, images: list[Image.Image], truth: list[str], batch: int
+    attached: ArrCocModel, collate: AnswerCollator, rows: Rendered, batch: int
 ) -> tuple[float, list[str]]:
     """Share of the pictures whose answer says the right name and no other; and what is written."""
     written: list[str] = []
-    for start in range(0, len(images), batch):
-        prompt = asked(processor, images[start : start + batch], attached.model.dtype)
-        made = attached.generate(**prompt, max_new_tokens=6, do_sample=False)
-        texts = processor.batch_decode(made[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-        written += [text.strip() for text in texts]
-    hits = [meant(w, items.FASHION_CLASSES) == {t} for w, t in zip(written, truth, strict=True)]
+    for start in range(0, len(rows), batch):
+        written += collate.answers(attached, rows[start : start + batch], max_new_tokens=6)
+    hits = [meant(w, items.FASHION_CLASSES) == {r["answer"]} for w, r in zip(written, rows, strict=True)]
     return float(np.mean(hits)), written
 
 
@@ -266,15 +243,15 @@ def run(train: int = 600, test: int = 200, seed: int = 0, batch: int = 20) -> tu
     model, processor = with_eyes(*language())
     recall, chance = fit(model, processor)
     attached = attach(model, ArrCocConfig(seed=seed), processor)
-    images, names = garments("train", train, seed)
-    held, truth = garments("test", test, seed)
-    before, first = right(attached, processor, held, truth, batch)
+    collate = AnswerCollator(processor, attached)
+    held = asked("test", test, seed)
+    before, first = right(attached, collate, held, batch)
+    stream = asked("train", train, seed) if train else []
     for start in range(0, train, batch):
-        prompt = asked(processor, images[start : start + batch], model.dtype)
-        attached.learn(**told(prompt, processor.tokenizer, names[start : start + batch]))
-    after, last = right(attached, processor, held, truth, batch)
+        attached.learn(**collate(stream[start : start + batch]))
+    after, last = right(attached, collate, held, batch)
     attached.detach()
-    examples = [f"{t}: {a!r}, then {b!r}" for t, a, b in zip(truth[:10], first, last, strict=False)]
+    examples = [f"{r['answer']}: {a!r}, then {b!r}" for r, a, b in zip(held[:10], first, last, strict=False)]
     return Found(recall, chance, before, after), examples
 
 
