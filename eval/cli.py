@@ -1,4 +1,4 @@
-"""The command line: `arr-coc demo | eval | rules | bench | inspect | card`."""
+"""The command line: `arr-coc demo | eval | rules | relevance | bench | inspect | train | card`."""
 
 import json
 from contextlib import contextmanager
@@ -241,6 +241,55 @@ def rules(
         if targets[1] is not None:
             write(targets[1], rules_report.page(runs, shown))
             typer.echo(f"open {targets[1]}")
+
+
+@app.command()
+def relevance(
+    protocol: Annotated[str, typer.Option(help="P1: mosaics, every cell asked for by its text")] = "P1",
+    seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
+    images: Annotated[
+        int, typer.Option(min=1, help="mosaics a kind and seed, to the nearest whole Latin square")
+    ] = 27,
+    quick: Annotated[bool, typer.Option(help="3x3 mosaics, two seeds, nine images: about a minute")] = False,
+    model: Annotated[str, typer.Option(help="'dual', or a folder with another of 12 x 12 patches")] = "dual",
+    markdown: Annotated[bool, typer.Option(help="print the tables as Markdown")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="raw records, one row an image")] = None,
+) -> None:
+    """How well arr-coc's relevance points at what is asked for, beside every baseline, with intervals and
+    costs."""
+    from arr_coc.adapters import embedded
+    from arr_coc.eval import relevance_exam, relevance_report
+    from arr_coc.eval.relevance_protocols import KINDS
+    from arr_coc.eval.report import check_target, write
+    from arr_coc.eval.rules_report import markdown as as_markdown
+
+    with _errors():
+        if protocol != "P1":
+            raise ValueError(f"no protocol {protocol!r}; there is P1")
+        target = None if json_out is None else check_target(json_out)
+        drawn = range(2) if quick else _numbers(seeds)
+        bare, processor = embedded.load("dual", folder=None if model == "dual" else Path(model))
+        results = []
+        with _bar() as follow:
+            for kind in KINDS:
+                if not (quick and KINDS[kind].grid > 3):
+                    squares = 1 if quick else relevance_exam.squares_of(kind, images)
+                    results.append(
+                        relevance_exam.exam(bare, processor, kind, drawn, squares, progress=follow)
+                    )
+            follow("costs", 0, 0)
+            costs = relevance_exam.costs(bare, processor, 3 if quick else 11)
+        for found in results:
+            for shown in (relevance_report.scores(found, costs), relevance_report.paired(found)):
+                if markdown:
+                    typer.echo(as_markdown([shown]))
+                else:
+                    rows = [dict(zip(shown.columns, row, strict=True)) for row in shown.rows]
+                    _table(rows, shown.columns, shown.title)
+        lines = [*relevance_report.verdict(results, costs), relevance_report.NOTE]
+        typer.echo("\n".join(f"- {line}" if markdown else line for line in lines))
+        if target is not None:
+            write(target, json.dumps({"costs": costs, "results": [r.to_dict() for r in results]}, indent=2))
 
 
 @app.command()

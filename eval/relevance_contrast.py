@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from arr_coc.eval.relevance_metrics import mass_accuracy
+from arr_coc.eval.relevance_metrics import EmptyTruth
 
 Array = NDArray[np.float64]
 
@@ -33,9 +33,25 @@ class Contrast:
 
 
 def mass_matrix(maps: ArrayLike, truths: ArrayLike) -> Array:
-    """M[q, c] = `mass_accuracy` of map q in truth c, (Q, C). maps (Q, ...), truths (C, ...) of one shape."""
-    asked, held = list(np.asarray(maps, dtype=np.float64)), list(np.asarray(truths, dtype=np.float64))
-    return np.array([[mass_accuracy(r, g) for g in held] for r in asked])
+    """M[q, c] = `relevance_metrics.mass_accuracy` of map q in truth c, (Q, C), of all pairs at once.
+
+    Args:
+        maps: (Q, ...). truths: (C, ...) of the same tokens.
+
+    Raises:
+        ValueError: for maps that are not finite, or other tokens. EmptyTruth: for a truth without a token.
+    """
+    r, g = (np.asarray(a, dtype=np.float64) for a in (maps, truths))
+    if r.ndim < 2 or r.shape[1:] != g.shape[1:] or not np.isfinite(r).all():
+        raise ValueError(f"maps {r.shape} and truths {g.shape}: finite maps and truths of the same tokens")
+    r, g = r.reshape(len(r), -1), g.reshape(len(g), -1)
+    if not (g >= 0.5).any(1).all():
+        raise EmptyTruth("no token lies at least half inside one of the truths")
+    r = np.maximum(r, 0)
+    r[r.max(1) == 0] = 1  # without positive mass a map scores chance
+    r /= r.max(1, keepdims=True)
+    # row by row and no matrix product: equal maps must have equal masses to the last bit
+    return np.asarray((r[:, None] * g).sum(2) / r.sum(1)[:, None])
 
 
 def of_pairs(masses: ArrayLike) -> Contrast:

@@ -6,6 +6,7 @@ import pytest
 
 from arr_coc.eval.overlay import centre_prior
 from arr_coc.eval.relevance_contrast import mass_matrix, of_pairs, query_contrast
+from arr_coc.eval.relevance_metrics import EmptyTruth, mass_accuracy
 from arr_coc.training.scenes import cell_mask
 
 
@@ -46,6 +47,18 @@ def test_by_hand() -> None:
     maps = [[6.0, 2.0, 2.0], [3.0, 5.0, 2.0]]
     assert query_contrast(maps, truths).contrast == pytest.approx(0.3)
     assert mass_matrix(maps, truths) == pytest.approx(np.array([[0.6, 0.2], [0.3, 0.5]]))
+
+
+def test_masses_of_all_pairs_are_those_of_each() -> None:
+    draw = np.random.default_rng(5)
+    maps, truths = draw.normal(size=(4, 6, 6)), (draw.random((3, 6, 6)) > 0.5) * 0.8
+    maps[1] = -np.abs(maps[1])
+    expected = [[mass_accuracy(r, g) for g in truths] for r in maps]
+    assert mass_matrix(maps, truths) == pytest.approx(np.array(expected))
+    with pytest.raises(EmptyTruth):
+        mass_matrix(maps, np.zeros((1, 6, 6)))
+    with pytest.raises(ValueError, match="same tokens"):
+        mass_matrix(maps, np.ones((1, 5)))
 
 
 def test_a_prior_that_is_added_to_every_map_halves_it_and_wins_nothing() -> None:
