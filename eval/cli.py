@@ -245,7 +245,7 @@ def rules(
 
 @app.command()
 def relevance(
-    protocol: Annotated[str, typer.Option(help="P1: mosaics, every cell asked for by its text")] = "P1",
+    protocol: Annotated[str, typer.Option(help="P1: mosaics; P3: a planted shortcut")] = "P1",
     seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
     images: Annotated[
         int, typer.Option(min=1, help="mosaics a kind and seed, to the nearest whole Latin square")
@@ -256,40 +256,28 @@ def relevance(
     json_out: Annotated[Path | None, typer.Option("--json", help="raw records, one row an image")] = None,
 ) -> None:
     """How well arr-coc's relevance points at what is asked for, beside every baseline, with intervals and
-    costs."""
-    from arr_coc.adapters import embedded
-    from arr_coc.eval import relevance_exam, relevance_report
-    from arr_coc.eval.relevance_protocols import KINDS
+    costs.
+
+    P1 asks for every cell of mosaics by its text. P3 plants a shortcut into small twin models and looks
+    whether a map of them shows it.
+    """
+    from arr_coc.eval import relevance_run
     from arr_coc.eval.report import check_target, write
     from arr_coc.eval.rules_report import markdown as as_markdown
 
     with _errors():
-        if protocol != "P1":
-            raise ValueError(f"no protocol {protocol!r}; there is P1")
         target = None if json_out is None else check_target(json_out)
-        drawn = range(2) if quick else _numbers(seeds)
-        bare, processor = embedded.load("dual", folder=None if model == "dual" else Path(model))
-        results = []
         with _bar() as follow:
-            for kind in KINDS:
-                if not (quick and KINDS[kind].grid > 3):
-                    squares = 1 if quick else relevance_exam.squares_of(kind, images)
-                    results.append(
-                        relevance_exam.exam(bare, processor, kind, drawn, squares, progress=follow)
-                    )
-            follow("costs", 0, 0)
-            costs = relevance_exam.costs(bare, processor, 3 if quick else 11)
-        for found in results:
-            for shown in (relevance_report.scores(found, costs), relevance_report.paired(found)):
-                if markdown:
-                    typer.echo(as_markdown([shown]))
-                else:
-                    rows = [dict(zip(shown.columns, row, strict=True)) for row in shown.rows]
-                    _table(rows, shown.columns, shown.title)
-        lines = [*relevance_report.verdict(results, costs), relevance_report.NOTE]
-        typer.echo("\n".join(f"- {line}" if markdown else line for line in lines))
+            asked = relevance_run.Asked(_numbers(seeds), images, quick, model, follow)
+            found = relevance_run.run(protocol, asked)
+        if markdown:
+            typer.echo(as_markdown(found.tables))
+        else:
+            for t in found.tables:
+                _table([dict(zip(t.columns, row, strict=True)) for row in t.rows], t.columns, t.title)
+        typer.echo("\n".join(f"- {line}" if markdown else line for line in found.lines))
         if target is not None:
-            write(target, json.dumps({"costs": costs, "results": [r.to_dict() for r in results]}, indent=2))
+            write(target, json.dumps(found.raw, indent=2))
 
 
 @app.command()

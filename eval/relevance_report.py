@@ -8,6 +8,7 @@ import numpy as np
 from arr_coc.eval.intervals import Range, paired_bootstrap
 from arr_coc.eval.relevance_exam import METHODS, NEW, OWN, SCORES, Result, chance
 from arr_coc.eval.relevance_protocols import KINDS
+from arr_coc.eval.relevance_shortcut import HELD, Twins
 from arr_coc.eval.rules_report import Shown
 
 AIMED = ("pointing", "contrast")  # what arr-coc has to be above every rival in
@@ -102,9 +103,22 @@ def verdict(results: Sequence[Result], costs: dict[str, float]) -> list[str]:
     return said
 
 
+def twins(found: Twins, pairs: int) -> Shown:
+    """Mass on the dot's token: the twin that was told, the one that was not, and the difference."""
+    rows = []
+    for name, d in found.difference.items():
+        ends = [f"{100 * v:+.1f}" if v else "0" for v in (d.mean, d.low, d.high)]
+        masses = [f"{100 * of[name]:.1f}" for of in (found.told, found.untold)]
+        rows.append([METHODS[name].about, *masses, f"{ends[0]} [{ends[1]}, {ends[2]}]"])
+    told, untold = (f"{100 * a:.1f}" for a in found.accuracy)
+    title = f"planted shortcut: % of the mass on the dot's token (of 25; chance 4), {pairs} pairs of twins, "
+    title += f"{HELD} held-out digits each; accuracy {told} % told, {untold} % not told"
+    return Shown(title, ["map", "told", "not told", "difference"], rows)
+
+
 NOTE = (
     "Cost: seconds of processor time for the model's scores and one map, over the frozen forward pass beside "
-    "it, median of paired ratios, four images with a question each, one thread. Absent AUROC: whether the peak "
-    "of a map's mass is higher for what is shown than for two texts of what is not. Emoji are of concepts and "
-    "artworks (Noto, Twemoji) that the model was trained on; garments it has never seen."
+    "it, median of paired ratios, four images with a question each, one thread. Absent AUROC: whether the "
+    "peak of a map's mass is higher for what is shown than for two texts of what is not. Emoji are of "
+    "concepts and artworks (Noto, Twemoji) that the model was trained on; garments it has never seen."
 )
