@@ -5,7 +5,6 @@ truths, C(A, B) = ([M[A, A] - M[B, A]] + [M[B, B] - M[A, B]]) / 2. A map that ig
 exactly, and swap accuracy 1/2: any prior, of the centre, of contrast or of size, is subtracted with it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -69,9 +68,7 @@ def of_pairs(masses: ArrayLike) -> Contrast:
     return Contrast(float(c.mean()), float(((c > 0) + 0.5 * (c == 0)).mean()), len(c))
 
 
-def query_contrast(
-    maps: Sequence[ArrayLike] | ArrayLike, truths: Sequence[ArrayLike] | ArrayLike
-) -> Contrast:
+def query_contrast(maps: ArrayLike, truths: ArrayLike) -> Contrast:
     """C over every pair of questions on one image.
 
     Args:
@@ -80,9 +77,9 @@ def query_contrast(
     Raises:
         ValueError: for truths that overlap, and as `mass_accuracy`.
     """
-    held = np.asarray(truths, dtype=np.float64)
-    if np.shape(maps) != held.shape:
-        raise ValueError(f"maps {np.shape(maps)} and truths {held.shape}: one of each a question is needed")
+    asked, held = (np.asarray(a, dtype=np.float64) for a in (maps, truths))
+    if asked.shape != held.shape:
+        raise ValueError(f"maps {asked.shape} and truths {held.shape}: one of each a question is needed")
     if ((held > 0).sum(0) > 1).any():
         raise ValueError("two truths share a token: contrast needs disjoint ones")
-    return of_pairs(mass_matrix(maps, held))
+    return of_pairs(mass_matrix(asked, held))

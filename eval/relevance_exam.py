@@ -222,9 +222,10 @@ def exam(
     )
 
 
-def steps(model: Any, processor: Any, shown: Sequence[Mosaic]) -> dict[str, Callable[[], Any]]:
+def steps(model: Any, processor: Any, shown: Sequence[Mosaic]) -> dict[str, Callable[..., Any]]:
     """What it takes to have both the model's scores and a map, one question an image, by the name of the
-    method; "forward" is the scores alone, `NEW` has its context embedded too."""
+    method; "forward" is the scores alone, `NEW` has its context embedded too. arr-coc's take the attached
+    model."""
     eye, draw = baselines.open_eye(model), torch.Generator().manual_seed(0)
     texts = [m.asked[0] for m in shown]
     pixels = pixels_of(processor, [m.image for m in shown]).to(next(model.parameters()).dtype)
@@ -245,7 +246,7 @@ def steps(model: Any, processor: Any, shown: Sequence[Mosaic]) -> dict[str, Call
 
         return blind if METHODS[name].sort == "blind" else looking
 
-    def own(new: bool) -> Callable[[], Any]:
+    def own(new: bool) -> Callable[..., Any]:
         def ask(attached: Any) -> Any:
             if new:
                 attached.body.forget_texts()
@@ -253,7 +254,7 @@ def steps(model: Any, processor: Any, shown: Sequence[Mosaic]) -> dict[str, Call
 
         return ask
 
-    made: dict[str, Callable[[], Any]] = {
+    made: dict[str, Callable[..., Any]] = {
         "forward": forward,
         OWN: own(False),
         NEW: own(True),

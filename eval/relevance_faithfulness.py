@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+Kept = NDArray[np.intp]
 FRACTIONS = (0.0, *(round(0.05 * k, 2) for k in range(1, 19)), 1.0)
 FLAT = 1e-9  # s(0) - s(1) below this says nothing: there is no answer to lose
 
@@ -43,7 +44,7 @@ class Curves:
 
 def kept_sets(
     relevance: ArrayLike, fractions: ArrayLike = FRACTIONS, seed: int = 0
-) -> tuple[list[Array], list[Array]]:
+) -> tuple[list[Kept], list[Kept]]:
     """Token indices kept at each fraction, rising, with the most and the least relevant dropped first.
 
     Ties fall in one random order (`seed`), so a constant map drops the same tokens in neither direction's
@@ -70,7 +71,7 @@ def area(fractions: ArrayLike, scores: ArrayLike) -> float:
 
 def curves(
     relevance: ArrayLike,
-    score: Callable[[list[Array]], ArrayLike],
+    score: Callable[[list[Kept]], ArrayLike],
     fractions: ArrayLike = FRACTIONS,
     seed: int = 0,
 ) -> Curves:

@@ -105,8 +105,8 @@ def redrawn(model: Any, seed: int, parts: Sequence[nn.Module] = ()) -> Iterator[
         yield
     finally:
         with torch.no_grad():
-            for p, before in saved.values():
-                p.copy_(before)
+            for old, before in saved.values():
+                old.copy_(before)
 
 
 def _finite(relevance: ArrayLike) -> Array:
