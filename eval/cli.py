@@ -1,4 +1,4 @@
-"""The command line: `arr-coc demo | eval | rules | bench | inspect | card`."""
+"""The command line: `arr-coc demo | eval | rules | relevance | bench | inspect | train | card`."""
 
 import json
 from contextlib import contextmanager
@@ -241,6 +241,43 @@ def rules(
         if targets[1] is not None:
             write(targets[1], rules_report.page(runs, shown))
             typer.echo(f"open {targets[1]}")
+
+
+@app.command()
+def relevance(
+    protocol: Annotated[str, typer.Option(help="P1: mosaics; P3: a planted shortcut")] = "P1",
+    seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
+    images: Annotated[
+        int, typer.Option(min=1, help="mosaics a kind and seed, to the nearest whole Latin square")
+    ] = 27,
+    quick: Annotated[bool, typer.Option(help="3x3 mosaics, two seeds, nine images: about a minute")] = False,
+    model: Annotated[str, typer.Option(help="'dual', or a folder with another of 12 x 12 patches")] = "dual",
+    markdown: Annotated[bool, typer.Option(help="print the tables as Markdown")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="raw records, one row an image")] = None,
+) -> None:
+    """How well arr-coc's relevance points at what is asked for, beside every baseline, with intervals and
+    costs.
+
+    P1 asks for every cell of mosaics by its text. P3 plants a shortcut into small twin models and looks
+    whether a map of them shows it.
+    """
+    from arr_coc.eval import relevance_run
+    from arr_coc.eval.report import check_target, write
+    from arr_coc.eval.rules_report import markdown as as_markdown
+
+    with _errors():
+        target = None if json_out is None else check_target(json_out)
+        with _bar() as follow:
+            asked = relevance_run.Asked(_numbers(seeds), images, quick, model, follow)
+            found = relevance_run.run(protocol, asked)
+        if markdown:
+            typer.echo(as_markdown(found.tables))
+        else:
+            for t in found.tables:
+                _table([dict(zip(t.columns, row, strict=True)) for row in t.rows], t.columns, t.title)
+        typer.echo("\n".join(f"- {line}" if markdown else line for line in found.lines))
+        if target is not None:
+            write(target, json.dumps(found.raw, indent=2))
 
 
 @app.command()

@@ -1,4 +1,5 @@
-"""How sure a number is: Student-t over seeds, paired differences, Holm's correction, binomial error.
+"""How sure a number is: Student-t over seeds, paired differences, Holm's correction, binomial error, and the
+bootstrap over images.
 
 The unit is the seed: orders of one seed share their samples, so they are averaged first and are not counted
 as repetitions.
@@ -104,3 +105,57 @@ def binomial_error(score: float, n: int) -> float:
     if n < 1 or not 0 <= score <= 1:
         raise ValueError(f"score={score!r} of n={n!r}: a share of at least one test sample is needed")
     return float((score * (1 - score) / n) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Range:
+    """mean, and the interval from low to high that resampling gives it; n units were resampled."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def sign(self) -> int:
+        """1 above zero, -1 below, 0 where the interval holds it."""
+        return int(self.low > 0) - int(self.high < 0)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}] (n = {self.n})"
+
+
+def paired_bootstrap(
+    a: ArrayLike,
+    b: ArrayLike,
+    groups: ArrayLike | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Range:
+    """mean(a - b) and its percentile interval over resampled images (Efron, 1979), a and b scored on the same
+    ones.
+
+    Args:
+        a, b: (images,).
+        groups: (images,), where images that share something (a Latin square of items) are drawn together.
+        resamples: how many. level: of confidence. seed: of the draws.
+
+    Raises:
+        ValueError: for shapes that differ, fewer than two units, or a value that is not finite.
+    """
+    d = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    if np.shape(a) != np.shape(b) or d.ndim != 1 or not np.isfinite(d).all():
+        raise ValueError(
+            f"scores of shapes {np.shape(a)}, {np.shape(b)}: the same images, finite, are needed"
+        )
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(f"level={level!r}, resamples={resamples!r}: such as 0.95 and 2000")
+    units = np.arange(len(d)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if units.shape != d.shape or len(np.unique(units)) < 2:
+        raise ValueError(f"{len(np.unique(units))} units of {len(d)} images: a bootstrap needs at least 2")
+    total, size = (np.bincount(units, weights=w) for w in (d, np.ones_like(d)))
+    drawn = np.random.default_rng(seed).integers(0, len(total), (resamples, len(total)))
+    means = total[drawn].sum(1) / size[drawn].sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Range(float(d.mean()), float(low), float(high), len(total))

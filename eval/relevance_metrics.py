@@ -4,6 +4,9 @@ A map r has one number per token, a truth g the share of each token that lies in
 serve), and B = {g >= .5}. A constant map scores chance everywhere. Equal cells: if an image is tiled into m
 equal cells and every cell is asked for, a map that ignores the question has mean pointing, mass and rank
 accuracy 1/m and AUROC 1/2 exactly. An empty truth has no score: it raises, so that a caller counts it.
+
+Beside it: two questions on one image (relevance_contrast), tokens dropped (relevance_faithfulness), weights
+drawn anew (relevance_randomised) and relevance as a probability (relevance_calibration).
 """
 
 import numpy as np
@@ -78,3 +81,44 @@ def auroc(relevance: ArrayLike, truth: ArrayLike) -> float:
     if misses == 0:
         raise ValueError("every token lies inside the truth: nothing to tell it from")
     return float((rankdata(r)[inside].sum() - hits * (hits + 1) / 2) / (hits * misses))
+
+
+def average_precision(relevance: ArrayLike, truth: ArrayLike) -> float:
+    """sum over distinct thresholds of (recall gained) x precision; tied tokens enter together, so a constant
+    map scores |B| / n, its chance."""
+    r, _, inside = _checked(relevance, truth)
+    order = np.argsort(-r, kind="stable")
+    last = np.append(np.diff(r[order]) != 0, True)  # where a run of ties ends
+    hits = inside[order].cumsum()[last]
+    precision = hits / (np.flatnonzero(last) + 1)
+    return float((np.diff(hits, prepend=0) * precision).sum() / inside.sum())
+
+
+def shuffled_auroc(relevance: ArrayLike, truth: ArrayLike, others: ArrayLike) -> float:
+    """P(r inside B > r at a token of another sample's truth) + P(equal) / 2 (after Zhang et al., 2008).
+
+    A prior that every sample's truth shares, such as the centre, gains nothing: the negatives have it as
+    well.
+
+    Args:
+        relevance, truth: of this sample, of one shape.
+        others: truths of other samples, (S, *that shape); a token counts as often as they hold it, and not at
+            all where it lies inside this truth.
+
+    Raises:
+        ValueError: if the others hold no token outside this truth, or are of another shape.
+    """
+    r, g, inside = _checked(relevance, truth)
+    rest = np.asarray(others, dtype=np.float64)
+    if rest.ndim < 2 or rest[0].size != g.size:
+        raise ValueError(f"others of shape {rest.shape}: truths of {g.size} tokens, one a row, are needed")
+    weight = (rest.reshape(len(rest), -1) >= 0.5).sum(0) * ~inside
+    if not weight.any():
+        raise ValueError("the other samples' truths lie inside this one: nothing to tell it from")
+    order = np.argsort(r, kind="stable")
+    values, first, count = np.unique(r[order], return_index=True, return_counts=True)
+    below = np.concatenate([[0.0], weight[order].cumsum()])
+    at = np.searchsorted(values, r[inside])
+    beaten = below[first[at]]
+    tied = below[first[at] + count[at]] - beaten
+    return float((beaten + tied / 2).mean() / weight.sum())

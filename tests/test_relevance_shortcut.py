@@ -1,0 +1,66 @@
+"""The planted shortcut: what differs between twins is what they were told, and a blind map shows nothing of
+it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from arr_coc.eval import relevance_shortcut as rs
+
+STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def pair() -> list[Any]:
+    return [rs.twin(0, revealing, STEPS) for revealing in (True, False)]
+
+
+@pytest.fixture(scope="module")
+def twins(pair: list[Any]) -> rs.Twins:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rs, "twin", lambda seed, revealing, steps: pair[not revealing])
+        return rs.exam([0])
+
+
+def test_the_twins_saw_the_same_digits_and_corners() -> None:
+    told, untold = (rs.digits(np.random.default_rng(1), np.arange(50), r) for r in (True, False))
+    assert (told.truth == untold.truth).all()
+    assert torch.equal(told.labels, untold.labels)
+    assert torch.equal(told.pixels[:, :, 8:32, 8:32], untold.pixels[:, :, 8:32, 8:32])
+    assert not torch.equal(told.pixels, untold.pixels)
+    assert (told.truth.sum(1) == 1).all()
+    # the dot lies inside its token, and its colour is the label's
+    for i in range(50):
+        token = told.truth[i].argmax()
+        row, column = divmod(int(token), 5)
+        dot = ((told.pixels[i, :, row * 8 + 3, column * 8 + 3] + 1) * 127.5).round().numpy()
+        assert (dot == rs.PALETTE[told.labels[i]]).all()
+    held, train = rs.held_out(0), np.random.default_rng([0, 30]).permutation(1797)[rs.HELD :]
+    assert len(held.labels) + len(train) == 1797
+
+
+def test_a_map_that_does_not_depend_on_the_model_scores_exactly_nothing(twins: rs.Twins) -> None:
+    for blind in ("random", "uniform", "centre", "contrast"):
+        found = twins.difference[blind]
+        assert (found.mean, found.low, found.high) == (0, 0, 0)
+        assert twins.told[blind] == twins.untold[blind]
+    assert twins.told["uniform"] == pytest.approx(1 / 25)
+
+
+def test_the_twin_that_was_told_uses_the_dot_and_what_looks_into_it_shows_it(twins: rs.Twins) -> None:
+    assert twins.accuracy[0] > 0.9
+    assert twins.accuracy[1] < twins.accuracy[0]
+    for asked in ("attention", "rollout", "gradient-attention"):
+        assert twins.difference[asked].low > 0, asked
+
+
+def test_told_by_the_dot_it_answers_by_the_dot(pair: list[Any]) -> None:
+    model, shown = pair[0], rs.held_out(0)
+    other = torch.randperm(len(shown.labels), generator=torch.Generator().manual_seed(0))
+    swapped = shown.pixels.clone()
+    border = torch.ones(40, 40, dtype=torch.bool)
+    border[8:32, 8:32] = False
+    swapped[:, :, border] = shown.pixels[other][:, :, border]  # another digit's dot
+    assert rs.accuracy(model, rs.Digits(swapped, shown.labels[other], shown.truth)) > 0.8
