@@ -12,6 +12,7 @@ that kernels take outside torch's allocator is not seen, for any of the steps.
 """
 
 import copy
+import gc
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -79,8 +80,8 @@ def steps(model: Any, batch: int, config: ArrCocConfig | None = None) -> tuple[S
     writes = model.config.model_type != "clip"
     asked = {} if writes else {"context_ids": bench_models.inputs(model, 1, 1)["input_ids"]}
     prompt = bench_models.inputs(model, batch)
-    bare = copy.deepcopy(model)
-    seen, learning, cued, acting = (attach(copy.deepcopy(model), config) for _ in range(4))
+    bare = _twin(model)
+    seen, learning, cued, acting = (attach(_twin(model), config) for _ in range(4))
     seen.learn(**taught)
     tuned = with_lora(model, tower="language_model" if writes else "vision_model")
     tuned.train()
@@ -130,6 +131,12 @@ def steps(model: Any, batch: int, config: ArrCocConfig | None = None) -> tuple[S
     return made, kept
 
 
+def _twin(model: Any) -> Any:
+    """A copy that shares its weights with the model: nothing here writes to them."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
 def _megabytes(tensors: Any) -> float:
     return sum(t.numel() * t.element_size() for t in tensors) / 1e6
 
@@ -168,6 +175,8 @@ def bench(
                         progress(f"{shape}, batch {batch}", turn + 1, repeats)
                 peaks = {name: peak_bytes(step) for name, step in made.items()}
                 rows += [_row(shape, batch, name, spent, peaks, kept[name]) for name in made]
+                del made
+                gc.collect()  # a model and its hooks know each other
     finally:
         torch.set_num_threads(before)
     return rows
