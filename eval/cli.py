@@ -245,27 +245,38 @@ def rules(
 
 @app.command()
 def relevance(
+    image: Annotated[Path | None, typer.Argument(help="a picture, to write its page")] = None,
+    text: Annotated[str, typer.Argument(help="what is asked for in the picture")] = "",
+    out: Annotated[Path, typer.Option(help="with a picture: the page to write")] = Path("relevance.html"),
+    hub: Annotated[bool, typer.Option(help="allow a download of the model by name")] = False,
+    adapter: Annotated[
+        Path | None, typer.Option(help="with a picture: a folder with what was learned")
+    ] = None,
     protocol: Annotated[str, typer.Option(help="P1: mosaics; P3: a planted shortcut")] = "P1",
     seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
     images: Annotated[
         int, typer.Option(min=1, help="mosaics a kind and seed, to the nearest whole Latin square")
     ] = 27,
     quick: Annotated[bool, typer.Option(help="3x3 mosaics, two seeds, nine images: about a minute")] = False,
-    model: Annotated[str, typer.Option(help="'dual', or a folder with another of 12 x 12 patches")] = "dual",
+    model: Annotated[str, typer.Option(help="'dual', with a picture 'generative' too, or a folder")] = "dual",
     markdown: Annotated[bool, typer.Option(help="print the tables as Markdown")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="raw records, one row an image")] = None,
 ) -> None:
-    """How well arr-coc's relevance points at what is asked for, beside every baseline, with intervals and
-    costs.
+    """What is relevant in a picture for a text, as a page; without a picture, how well relevance points at
+    what is asked for, beside every baseline, with intervals and costs.
 
     P1 asks for every cell of mosaics by its text. P3 plants a shortcut into small twin models and looks
     whether a map of them shows it.
     """
-    from arr_coc.eval import relevance_run
+    from arr_coc.eval import relevance_run, seen_page
     from arr_coc.eval.report import check_target, write
     from arr_coc.eval.rules_report import markdown as as_markdown
 
     with _errors():
+        if image is not None:
+            seen_page.page_of(image, text, out, model, hub, adapter)
+            typer.echo(f"open {out}")
+            return
         target = None if json_out is None else check_target(json_out)
         with _bar() as follow:
             asked = relevance_run.Asked(_numbers(seeds), images, quick, model, follow)

@@ -2,16 +2,20 @@
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from arr_coc import ArrCocConfig, attach
 from arr_coc.adapters import embedded
+from arr_coc.eval.cli import app
 from arr_coc.eval.overlay import data_uri, fitted, heat, overlay
 from arr_coc.eval.seen import Beside, Seen, as_shown, see
+from arr_coc.eval.seen_page import compared
 from browser import opened
 
 
@@ -173,6 +177,49 @@ def test_the_page_is_operated_in_a_browser(tmp_path) -> None:
         alpha = drawn(driver)[..., 3]
         assert alpha.tolist() == [[255, 255], [255, 0]]  # the last patch is what "hat" finds most relevant
         assert driver.find_element(By.TAG_NAME, "figcaption").text.startswith("even")
+
+
+def test_a_picture_on_the_command_line_becomes_a_page_with_scored_maps_beside(tmp_path) -> None:
+    scene().save(tmp_path / "scene.png")
+    said = ["relevance", str(tmp_path / "scene.png"), "a red rectangle", "--out", str(tmp_path / "page.html")]
+    done = CliRunner().invoke(app, said)
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "page.html").read_text()
+    for name in ("arr-coc", "drawn anew", "rollout", "Chefer", "LeGrad", "centre"):
+        assert name in page
+    gaps = [float(g) for g in re.findall(r"faithfulness gap ([+-][\d.]+)", page)]
+    assert len(gaps) == 8
+    assert gaps[0] > 0.2  # red is found, so what is dropped last is what matters
+
+
+def test_comparing_leaves_the_model_and_what_it_has_learned_as_they_were(dual) -> None:
+    before = {k: v.clone() for k, v in dual.model.state_dict().items()}
+    seen = see(dual, scene(), "blue")
+    beside = compared(dual, scene(), "blue", seen)
+    assert all(torch.equal(v, before[k]) for k, v in dual.model.state_dict().items())
+    np.testing.assert_allclose(see(dual, scene(), "blue").whole, seen.whole, atol=1e-6)
+    for one in beside:
+        assert one.relevance.sum() == pytest.approx(1, abs=1e-4)
+    drawn_anew = beside[-1].relevance
+    assert abs(drawn_anew - seen.whole).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "words"),
+    [
+        ("none.png", "red", "no file"),
+        ("text.png", "red", "no picture that can be read"),
+        ("ok.png", "", "empty"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line_and_no_page(tmp_path, image: str, text: str, words: str) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    scene().save(tmp_path / "ok.png")
+    out = tmp_path / "page.html"
+    done = CliRunner().invoke(app, ["relevance", str(tmp_path / image), text, "--out", str(out)])
+    assert done.exit_code == 2
+    assert words in done.output
+    assert not out.exists()
 
 
 def test_learning_moves_what_is_shown(dual) -> None:
