@@ -245,7 +245,7 @@ def rules(
 
 @app.command()
 def relevance(
-    protocol: Annotated[str, typer.Option(help="P1: mosaics; P3: a planted shortcut")] = "P1",
+    protocol: Annotated[str, typer.Option(help="P1: mosaics; P3: a planted shortcut; further")] = "P1",
     seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
     images: Annotated[
         int, typer.Option(min=1, help="mosaics a kind and seed, to the nearest whole Latin square")
@@ -259,7 +259,8 @@ def relevance(
     costs.
 
     P1 asks for every cell of mosaics by its text. P3 plants a shortcut into small twin models and looks
-    whether a map of them shows it.
+    whether a map of them shows it. "further" drops tokens, draws weights anew and reads relevance as a
+    probability.
     """
     from arr_coc.eval import relevance_run
     from arr_coc.eval.report import check_target, write
