@@ -276,7 +276,8 @@ def relevance(
         else:
             for t in found.tables:
                 _table([dict(zip(t.columns, row, strict=True)) for row in t.rows], t.columns, t.title)
-        typer.echo("\n".join(f"- {line}" if markdown else line for line in found.lines))
+        for line in found.lines:
+            typer.echo(f"- {line}" if markdown else line)
         if target is not None:
             write(target, json.dumps(found.raw, indent=2))
 
