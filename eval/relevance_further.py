@@ -72,7 +72,7 @@ def singles(images: int, seed: int) -> list[Single]:
         cells: list[np.ndarray | None] = [None] * 4
         cells[int(rng.integers(4))] = art[chosen[0][1]]
         image, masks = scenes.compose(cells, 2, scenes.background(rng), rng)
-        made.append(Single(image, 2, tuple(n for n, _ in chosen), (), i, masks.any(0)))
+        made.append(Single(image, 2, tuple(n for n, _ in chosen), (), i, np.asarray(masks.any(0))))
     return made
 
 
