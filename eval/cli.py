@@ -252,7 +252,7 @@ def relevance(
     adapter: Annotated[
         Path | None, typer.Option(help="with a picture: a folder with what was learned")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="P1: mosaics; P3: a planted shortcut")] = "P1",
+    protocol: Annotated[str, typer.Option(help="P1: mosaics; P3: a planted shortcut; further")] = "P1",
     seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
     images: Annotated[
         int, typer.Option(min=1, help="mosaics a kind and seed, to the nearest whole Latin square")
@@ -266,7 +266,8 @@ def relevance(
     what is asked for, beside every baseline, with intervals and costs.
 
     P1 asks for every cell of mosaics by its text. P3 plants a shortcut into small twin models and looks
-    whether a map of them shows it.
+    whether a map of them shows it. "further" drops tokens, draws weights anew and reads relevance as a
+    probability.
     """
     from arr_coc.eval import relevance_run, seen_page
     from arr_coc.eval.report import check_target, write
@@ -286,7 +287,8 @@ def relevance(
         else:
             for t in found.tables:
                 _table([dict(zip(t.columns, row, strict=True)) for row in t.rows], t.columns, t.title)
-        typer.echo("\n".join(f"- {line}" if markdown else line for line in found.lines))
+        for line in found.lines:
+            typer.echo(f"- {line}" if markdown else line)
         if target is not None:
             write(target, json.dumps(found.raw, indent=2))
 

@@ -79,7 +79,10 @@ def explicit(body: DualEncoderBody, change: Change | None = None) -> Iterator[Re
 
     Raises:
         ValueError: for blocks without exactly one attention module that can be written out.
+        RuntimeError: inside another of its kind.
     """
+    if _NAME in AttentionInterface._global_mapping:
+        raise RuntimeError("attention is written out already: one tower at a time")
     record = Record(change=change)
     modules: list[Any] = []
     for place, block in enumerate(body.tower.blocks):

@@ -15,12 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 Kept = NDArray[np.intp]
 FRACTIONS = (0.0, *(round(0.05 * k, 2) for k in range(1, 19)), 1.0)
-FLAT = 1e-9  # s(0) - s(1) below this says nothing: there is no answer to lose
+FLAT = 1e-9
 
 
 class FlatScore(ValueError):
-    """Dropping everything changes the score by nothing, so that no curve can be normalised: left out,
-    counted."""
+    """Dropping everything does not lower the score, so that there is no answer to lose and no curve to
+    normalise: left out, counted."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def curves(
     score: Callable[[list[Kept]], ArrayLike],
     fractions: ArrayLike = FRACTIONS,
     seed: int = 0,
+    least: float = FLAT,
 ) -> Curves:
     """MoRF and LeRF of one map.
 
@@ -85,21 +86,22 @@ def curves(
             keeps its position ids.
         fractions: rising from 0 to 1.
         seed: of the order of tied tokens.
+        least: s(0) - s(1) has to be this large, so that there is an answer to lose.
 
     Raises:
-        FlatScore: where s(0) and s(1) are the same. ValueError: for fractions that do not rise from 0 to 1,
+        FlatScore: where it is not. ValueError: for fractions that do not rise from 0 to 1,
             or scores that are not finite.
     """
     f = np.asarray(fractions, dtype=np.float64)
     if f.ndim != 1 or len(f) < 2 or f[0] != 0 or f[-1] != 1 or (np.diff(f) <= 0).any():
         raise ValueError(f"fractions={f.tolist()}: they rise from 0 to 1")
-    most, least = kept_sets(relevance, f, seed)
-    found = np.asarray(score(most + least), dtype=np.float64)
+    top_gone, bottom_gone = kept_sets(relevance, f, seed)
+    found = np.asarray(score(top_gone + bottom_gone), dtype=np.float64)
     if found.shape != (2 * len(f),) or not np.isfinite(found).all():
         raise ValueError(f"scores of shape {found.shape}: {2 * len(f)} finite ones are needed")
     falling, rising = found[: len(f)], found[len(f) :]
     whole, none = float(falling[0]), float(falling[-1])
-    if abs(whole - none) < FLAT:
+    if whole - none < least:
         raise FlatScore(f"with every token {whole:.3g}, with none {none:.3g}: no answer to lose")
     falling, rising = ((s - none) / (whole - none) for s in (falling, rising))
     morf, lerf = area(f, falling), area(f, rising)

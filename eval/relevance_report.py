@@ -7,6 +7,7 @@ import numpy as np
 
 from arr_coc.eval.intervals import Range, paired_bootstrap
 from arr_coc.eval.relevance_exam import METHODS, NEW, OWN, SCORES, Result, chance
+from arr_coc.eval.relevance_further import KEPT, Row
 from arr_coc.eval.relevance_protocols import KINDS
 from arr_coc.eval.relevance_shortcut import HELD, Twins
 from arr_coc.eval.rules_report import Shown
@@ -114,6 +115,25 @@ def twins(found: Twins, pairs: int) -> Shown:
     title = f"planted shortcut: % of the mass on the dot's token (of 25; chance 4), {pairs} pairs of twins, "
     title += f"{HELD} held-out digits each; accuracy {told} % told, {untold} % not told"
     return Shown(title, ["map", "told", "not told", "difference"], rows)
+
+
+def further(rows: dict[str, Row], left: int, images: int) -> Shown:
+    """Families 6 to 8, a row a method."""
+    body = []
+    for name, r in rows.items():
+        minus = "" if r.minus is None else f"{r.minus.mean:+.3f} [{r.minus.low:+.3f}, {r.minus.high:+.3f}]"
+        faith = [f"{r.morf:.3f}", f"{r.lerf:.3f}", f"{r.gap:+.3f}", minus]
+        rise = "" if r.rise is None else f"{100 * r.rise:+.0f}"
+        kept = " / ".join(f"{100 * m:.0f}:{100 * a:.0f}" for m, a in zip(r.mass, r.accuracy, strict=True))
+        body.append([METHODS[name].about, *faith, rise, f"{r.brier:.3f}", f"{r.ece:.3f}", kept])
+    base = next(iter(rows.values())).base
+    title = (
+        f"one emoji a scene, {images} scenes ({left} without an answer to lose left out of the first four "
+    )
+    title += f"columns); Brier score of the base rate {base:.3f}"
+    tokens = " / ".join(str(k) for k in KEPT)
+    columns = ["map", "MoRF", "LeRF", "gap", "arr-coc minus", "entropy rise %", "Brier", "ECE"]
+    return Shown(title, [*columns, f"mass:accuracy kept %, {tokens} tokens"], body)
 
 
 NOTE = (

@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from arr_coc.adapters import embedded
-from arr_coc.eval import relevance_exam, relevance_report, relevance_shortcut
+from arr_coc.eval import relevance_exam, relevance_further, relevance_report, relevance_shortcut
 from arr_coc.eval.percepts import Progress
 from arr_coc.eval.relevance_protocols import KINDS
 from arr_coc.eval.rules_report import Shown
@@ -62,7 +64,21 @@ def shortcut(asked: Asked) -> Found:
     return Found([relevance_report.twins(found, len(seeds))], [], asdict(found))
 
 
-PROTOCOLS: dict[str, Callable[[Asked], Found]] = {"P1": referral, "P3": shortcut}
+def further(asked: Asked) -> Found:
+    """Faithfulness, randomisation and calibration on scenes of one item; the first seed draws them."""
+    bare, processor = embedded.load("dual", folder=None if asked.model == "dual" else Path(asked.model))
+    images, draws = (6, 1) if asked.quick else (24, 5)
+    rows, left = relevance_further.measure(
+        bare, processor, images, draws, next(iter(asked.seeds)), progress=asked.progress
+    )
+    raw = {
+        name: {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(row).items()}
+        for name, row in rows.items()
+    }
+    return Found([relevance_report.further(rows, left, images)], [], {"left_out": left, "rows": raw})
+
+
+PROTOCOLS: dict[str, Callable[[Asked], Found]] = {"P1": referral, "P3": shortcut, "further": further}
 
 
 def run(protocol: str, asked: Asked) -> Found:
@@ -72,5 +88,5 @@ def run(protocol: str, asked: Asked) -> Found:
         ValueError: for an unknown one.
     """
     if protocol not in PROTOCOLS:
-        raise ValueError(f"no protocol {protocol!r}; there are {' and '.join(PROTOCOLS)}")
+        raise ValueError(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[protocol](asked)

@@ -72,6 +72,8 @@ def test_attention_written_out_changes_nothing_and_leaves_nothing(kind: str) -> 
             assert torch.allclose(plain, rb.image_embedding(eye, pixels), atol=1e-6)
         with pytest.raises(RuntimeError, match="inside"), explicit(eye.body):
             raise RuntimeError("inside")
+        with explicit(eye.body), pytest.raises(RuntimeError, match="one tower at a time"), explicit(eye.body):
+            pass
         assert torch.equal(plain, rb.image_embedding(eye, pixels))
     assert len(record.maps) == 4
     assert torch.allclose(record.maps[0].sum(-1), torch.ones(()).double())
