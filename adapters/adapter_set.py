@@ -25,7 +25,6 @@ from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
 from arr_coc.merge import check, merge
-from arr_coc.percept import Percept
 
 FIRST = "default"
 
@@ -226,12 +225,12 @@ class AdapterSet(nn.Module):
 
     # -- learning --------------------------------------------------------------------------------------------
 
-    def _teach(self, percept: Percept, keys: list[str]) -> Answer:
+    def _teach(self, step: Callable[[Learner], Answer]) -> Answer:
         """One step of every plastic adapter; the first one's answer from before."""
         answers: dict[str, Answer] = {}
         for name in self._plastic:
             try:
-                answers[name] = self.adapter(name).learn(percept, keys)
+                answers[name] = step(self.adapter(name))
             except FloatingPointError as error:
                 if answers:  # each adapter's step is whole or none, and those before have made theirs
                     raise FloatingPointError(

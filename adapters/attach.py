@@ -18,14 +18,16 @@ from arr_coc.adapters.adapter_set import AdapterSet, check_base, make_learner
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
-from arr_coc.adapters.perceived import Handle, Perceived, Prediction, ordinary
+from arr_coc.adapters.perceive import given_context, perceive
+from arr_coc.adapters.perceived import Handle, Perceived, Prediction
+from arr_coc.adapters.pointing import point_out
 from arr_coc.adapters.predict import predict
+from arr_coc.adapters.steer import Steering, steer, steered
 from arr_coc.adapters.structure import kind_of, unwrapped
 from arr_coc.adapters.teach import teach
 from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
-from arr_coc.percept import Percept
 
 logger = logging.getLogger(__name__)
 _attached: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -53,6 +55,7 @@ class ArrCocModel(AdapterSet):
         self._labels: Tensor | None = None
         self._rows: Tensor | None = None
         self._signature = pyinspect.signature(model.forward)
+        self._steering: Steering | None = None
         self._hooks: list[Any] = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
             body.speaker.register_forward_pre_hook(self._listen, with_kwargs=True),
@@ -151,10 +154,14 @@ class ArrCocModel(AdapterSet):
                 without it the image's own embedding serves. A generative model's context is its prompt.
         """
         self._on()
-        given = self._given_context(context_ids, context_attention_mask)
+        given = given_context(self.body, context_ids, context_attention_mask)
         with torch.inference_mode():
-            context = self._context_embedding(given, self._bound(args, kwargs))
-            with self._call(context=context):
+            inputs = self._bound(args, kwargs)
+            context = self._context_embedding(given, inputs)
+            with (
+                steered(self, inputs, context_ids, context_attention_mask),
+                self._call(context=context),
+            ):
                 return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -164,21 +171,13 @@ class ArrCocModel(AdapterSet):
             raise TypeError(f"{type(self.model).__name__} scores texts and cannot generate any")
         asked = kwargs.get("input_ids", args[0] if args else None)
         self.body.end()
-        self.body.begin(kwargs, asked.shape[1] if isinstance(asked, Tensor) else 0)
-        try:
-            with torch.inference_mode(), self._call():
-                return self.model.generate(*args, **kwargs)
-        finally:
-            self.body.end()
-
-    def _given_context(self, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
-        if ids is None:
-            return None
-        if not isinstance(self.body, DualEncoderBody):
-            raise TypeError("a generative model's context is its prompt; context_ids is for dual encoders")
-        if not isinstance(ids, Tensor):
-            raise TypeError(f"context_ids is {type(ids).__name__}; a tensor (B, T) or (T,) is needed")
-        return ids, mask
+        with torch.inference_mode(), steered(self, {**kwargs, "input_ids": asked}):
+            self.body.begin(kwargs, asked.shape[1] if isinstance(asked, Tensor) else 0)
+            try:
+                with self._call():
+                    return self.model.generate(*args, **kwargs)
+            finally:
+                self.body.end()
 
     # -- learning --------------------------------------------------------------------------------------------
 
@@ -202,48 +201,7 @@ class ArrCocModel(AdapterSet):
                 token.
         """
         self._on()
-        self.body.check(inputs)
-        given = self._given_context(context_ids, context_attention_mask)
-        if isinstance(self.body, GenerativeBody):
-            labels = self.body.check_labels(labels, inputs.get("input_ids"))
-            inputs = self.body.with_answers(inputs, labels)
-        before = getattr(self.body, "now", None)  # a prompt that is being decoded stays what it was
-        with self._call(silent=True, labels=labels):
-            try:
-                with torch.inference_mode():
-                    embedded = self._context_embedding(given, inputs)
-                    output = self.model(**inputs)
-                    percept, keys = self._read(self.body, inputs, output, embedded, labels)
-                # inference tensors cannot enter a graph, and the backprop rule makes one of the ladder
-                percept = ordinary(percept)
-            finally:
-                self._capture.clear()
-                if isinstance(self.body, GenerativeBody):
-                    self.body.end(before)
-        if not bool(percept.finite().all()):
-            bad = (~percept.finite()).nonzero().flatten().tolist()
-            raise ValueError(
-                f"the model's activations are not finite for entries {bad}; nothing was learned from them"
-            )
-        return Perceived(percept, output, keys)
-
-    def _read(
-        self,
-        body: DualEncoderBody | GenerativeBody,
-        inputs: dict[str, Any],
-        output: Any,
-        context: Tensor | None,
-        labels: Tensor | None,
-    ) -> tuple[Percept, list[str]]:
-        if isinstance(body, DualEncoderBody):
-            keys = body.keys(inputs["input_ids"], inputs.get("attention_mask"))
-            return body.percept(self._capture, output, context, inputs), keys
-        assert labels is not None
-        seen = body.look(self._capture, labels)
-        if seen is None:
-            raise ValueError("no visual tokens were found in this pass: the inputs show no picture")
-        sample, place, row, keys = body.taught(labels)
-        return body.percept(self._capture, seen, sample, place, row), keys
+        return perceive(self, context_ids, context_attention_mask, labels, inputs)
 
     def learn(self, labels: Tensor, **inputs: Any) -> Answer:
         """One online step: one frozen forward pass and a local update of every plastic adapter. Returns the
@@ -260,6 +218,27 @@ class ArrCocModel(AdapterSet):
         self._on()
         self._check_plastic()
         return teach(self, labels, inputs).answer
+
+    def point_out(
+        self, click: Any = None, box: Any = None, mask: Any = None, in_pixels: bool = False, **inputs: Any
+    ) -> Answer:
+        """Say where what was asked for is: one frozen forward pass, and a local step of relevance alone in
+        every plastic adapter. Returns the first one's answer from before the step.
+
+        Args:
+            click: (x, y) from the top left, (B, 2) or (2,), as shares of the picture as the model sees it.
+            box: (x0, y0, x1, y1), (B, 4) or (4,), likewise.
+            mask: a mask or a gaze map of any size, not negative, (B, H, W) or (H, W); resampled by area.
+            in_pixels: click and box are in pixels of `pixel_values`.
+            inputs: as for `learn`; a generative model's prompt, without an answer, is what was asked.
+
+        Raises:
+            ValueError, TypeError: for places that are none in the picture, and inputs that do not fit, before
+                anything has changed.
+        """
+        self._on()
+        self._check_plastic()
+        return point_out(self, {"click": click, "box": box, "mask": mask}, in_pixels, inputs)
 
     def act(self, **inputs: Any) -> Handle:
         """Choose (dual: one of the candidate texts; generative: `generate`), and remember what a reward will
@@ -312,9 +291,23 @@ class ArrCocModel(AdapterSet):
         finally:
             self._enabled = before
 
+    def steer(
+        self, strength: float = 1.0, layers: Sequence[int] = (), **where: Any
+    ) -> contextlib.AbstractContextManager["ArrCocModel"]:
+        """Inside, the frozen model itself attends to what is relevant, by strength log(N r_n) in its
+        attention's logits; afterwards it is as it was, bit for bit.
+
+        Args:
+            strength, layers: see `steer.Steering`.
+            where: click, box, mask and in_pixels, as in `point_out`; without them relevance says where.
+        """
+        return steer(self, strength, tuple(layers), **where)
+
     def detach(self) -> nn.Module:
         """Take the adapter off and give the model back; nothing of arr-coc is left in it. Safe to call
         twice."""
+        if self._steering is not None:
+            self._steering.remove()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []

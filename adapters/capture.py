@@ -16,50 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from arr_coc.adapters.rows import Bias, attention_rows, steered_rows
+
 _NAME = "arr_coc_row"
 _taps: "weakref.WeakKeyDictionary[nn.Module, RowTap]" = weakref.WeakKeyDictionary()
-
-
-def attention_rows(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    rows: Tensor,
-    scaling: float,
-    causal: bool,
-    softcap: float | None = None,
-) -> Tensor:
-    """softmax(q k' scaling + mask) of the chosen query rows, mean over heads, in float32.
-
-    Args:
-        query: (B, H, Q, d).
-        key: (B, H', K, d) with H a multiple of H' (grouped heads).
-        mask: additive or boolean (B or 1, 1, Q, K), a key mask (B, K), or None.
-        rows: (R,), indices into Q; negative ones count from the end.
-        causal: with no mask, whether row t sees the keys up to t only.
-        softcap: s, where logits go through s tanh(logits / s) first.
-
-    Returns:
-        (B, R, K).
-    """
-    rows = rows.to(query.device) % query.shape[2]
-    q = query[:, :, rows].float()  # (B, H, R, d)
-    k = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1)
-    logits = q @ k.mT * scaling  # (B, H, R, K)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    if mask is not None and mask.dim() == 2:
-        logits = logits.masked_fill(~mask.bool()[:, None, None, : key.shape[2]], -torch.inf)
-    elif mask is not None:
-        picked = mask[:, :, rows, : key.shape[2]]
-        logits = (
-            logits.masked_fill(~picked, -torch.inf) if picked.dtype == torch.bool else logits + picked.float()
-        )
-    if causal and (mask is None or mask.dim() == 2) and query.shape[2] > 1:
-        position = rows + key.shape[2] - query.shape[2]
-        later = torch.arange(key.shape[2], device=query.device)[None] > position[:, None]
-        logits = logits.masked_fill(later, -torch.inf)
-    return torch.nan_to_num(logits.softmax(-1)).mean(1)
 
 
 def _attend(
@@ -68,8 +28,15 @@ def _attend(
     return _taps[module].attend(module, query, key, value, attention_mask, **kwargs)
 
 
+def tapped(module: nn.Module) -> "RowTap | None":
+    """The tap on an attention module, if there is one."""
+    return _taps.get(module)
+
+
 class RowTap:
-    """Listens to one attention module; `rows` asks for query rows, `result` has them after a forward pass.
+    """Listens to one attention module: `rows` asks for query rows, `result` has them after a forward pass.
+
+    They are heard without the `bias` that steers rows, so that what is steered does not confirm itself.
 
     Args:
         module: an attention module of transformers, with a `config`.
@@ -82,6 +49,7 @@ class RowTap:
         self.original = module.config
         self.rows: Tensor | None = None
         self.result: Tensor | None = None
+        self.bias: Bias | None = None
         self._module = weakref.ref(module)
         if not _taps:
             AttentionInterface.register(_NAME, _attend)
@@ -103,18 +71,23 @@ class RowTap:
 
         eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        causal = kwargs.get("is_causal")
+        causal = bool(getattr(module, "is_causal", False)) if causal is None else bool(causal)
+        how = (scaling, causal, kwargs.get("softcap"))
         if self.rows is not None:
-            scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            causal = kwargs.get("is_causal")
-            causal = bool(getattr(module, "is_causal", False)) if causal is None else bool(causal)
             rows = self.rows[self.rows >= -query.shape[2]]
-            softcap = kwargs.get("softcap")
-            self.result = attention_rows(query, key, attention_mask, rows, scaling, causal, softcap)
+            self.result = attention_rows(query, key, attention_mask, rows, *how)
         tapped, module.config = module.config, self.original
         try:
-            return kernel(module, query, key, value, attention_mask, **kwargs)
+            output, weights = kernel(module, query, key, value, attention_mask, **kwargs)
         finally:
             module.config = tapped
+        if self.bias is None:
+            return output, weights
+        if kwargs.get("s_aux") is not None:
+            raise ValueError(f"{type(module).__name__} attends to a sink as well, and cannot be steered")
+        return steered_rows(self.bias, output, weights, query, key, value, attention_mask, *how)
 
     def remove(self) -> None:
         """Give the module its config back; the last tap takes the registered function with it."""

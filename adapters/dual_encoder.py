@@ -217,17 +217,23 @@ class DualEncoderBody:
         """(B, N, d), of a block's output that is one already, or a map (B, d, H, W)."""
         return hidden.flatten(2).mT if hidden.dim() == 4 else hidden
 
+    def patches(self, inputs: dict[str, Any]) -> int | None:
+        """How many patches each picture has; None where config and inputs do not say."""
+        patch = getattr(self.model.config.vision_config, "patch_size", None)
+        pixels = inputs.get("pixel_values")
+        if not isinstance(patch, int) or not isinstance(pixels, Tensor) or pixels.dim() != 4:
+            return None
+        return (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
+
     def _count(self, inputs: dict[str, Any], length: int) -> int:
         """How many of a tower's tokens, the last ones, stand for patches.
 
         Raises:
             ValueError: where the tower gave fewer than the pictures have patches.
         """
-        patch = getattr(self.model.config.vision_config, "patch_size", None)
-        pixels = inputs.get("pixel_values")
-        if not isinstance(patch, int) or not isinstance(pixels, Tensor) or pixels.dim() != 4:
+        n = self.patches(inputs)
+        if n is None:
             return length
-        n = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
         if n > length:
             raise ValueError(f"the tower gave {length} tokens; {n} were expected from its config")
         return n

@@ -195,7 +195,7 @@ class GenerativeBody:
         shows = any(name in given for name in self.senses) or bool(given.get("mm_encoder_outputs"))
         now = self.now
         if now.question is None:  # no `generate` runs: a pass stands alone, unless it goes on from a cache
-            self.now = Pass(given, shows, question, now.seen if _goes_on(given) else None)
+            self.now = Pass(given, shows, question, now.seen if goes_on(given) else None)
         else:
             self.now = Pass({**now.asked, **given}, shows or now.fresh, now.question, now.seen)
 
@@ -348,7 +348,7 @@ def token_rows(classes: list[str], vocabulary: int, device: Any = None) -> Tenso
     return rows
 
 
-def _goes_on(inputs: Mapping[str, Any]) -> bool:
+def goes_on(inputs: Mapping[str, Any]) -> bool:
     """Whether a pass goes on from one before: it brings a cache with something in it."""
     caches = [inputs[name] for name in ("past_key_values", "cache") if name in inputs]
     return any(c.get_seq_length() > 0 if hasattr(c, "get_seq_length") else bool(c) for c in caches)

@@ -59,8 +59,7 @@ def predict(
     prompts = [placed(texts_of.tokenized(processor, [t.format(x) for x in texts], model)) for t in templates]
     seen = attached.perceive(**shown, **prompts[0], **extra)
     own = [body.own_logits(seen.output).clone()]
-    with torch.inference_mode(), attached.disable():
-        own += [body.own_logits(model(**shown, **p)) for p in prompts[1:]]
+    own += [body.own_logits(attached.perceive(**shown, **p, **extra).output) for p in prompts[1:]]
     with torch.no_grad():
         answer = answering.answer(seen.percept)
         fused = answering.fuse(torch.stack(own).mean(0), seen.keys, answer)

@@ -44,7 +44,8 @@ def teach(attached: "ArrCocModel", labels: Tensor, inputs: dict[str, Any]) -> Le
         seen = attached.perceive(labels=labels, **inputs)
         taught = seen.keys
     with torch.no_grad():
-        return Lesson(seen, attached._teach(seen.percept, taught), labels)
+        answer = attached._teach(lambda learner: learner.learn(seen.percept, taught))
+        return Lesson(seen, answer, labels)
 
 
 def own_scores(body: DualEncoderBody | GenerativeBody, output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,15 +46,17 @@ def token_ids_of(config: Any, family: Family) -> list[int]:
     return sorted(int(i) for i in found if i is not None)
 
 
-def gather(hidden: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of (B, T, d) where (B, T) says so, left-aligned: (B, N, d), their places (B, N), mask (B, N)."""
+def places(where: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (B, T) bool, the positions that are set, left-aligned, (B, N), and which of the N there are."""
     most = int(where.sum(1).max())
     place = (~where).long().argsort(dim=1, stable=True)[:, :most]  # chosen ones first, in their order
-    return (
-        hidden.gather(1, place.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])),
-        place,
-        where.gather(1, place),
-    )
+    return place, where.gather(1, place)
+
+
+def gather(hidden: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of (B, T, d) where (B, T) says so, left-aligned: (B, N, d), and `places`."""
+    place, mask = places(where)
+    return hidden.gather(1, place.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), place, mask
 
 
 def mean_where(hidden: Tensor, where: Tensor) -> Tensor:

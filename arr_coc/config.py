@@ -52,6 +52,7 @@ class ArrCocConfig:
         question_relevance: whether they are learned too where the context is a sample's own words, never the
             same twice (generative models); on scene-qa that did not pay.
         eta: step of the relevance update, in nats of log-precision along its own direction.
+        eta_pointed: the same where somebody pointed (`Learner.point_out`), who is not to be doubted.
         eta_own: step of the own gain, which is learned for each context (see `relevance.OwnGain`); 0 leaves
             it as it is.
         own_first: multiply each sample's part in the step of U by (1 - g / 2)^2, g the own gain: what the
@@ -110,6 +111,7 @@ class ArrCocConfig:
     learn_relevance: bool = True
     question_relevance: bool = False
     eta: float = 0.3
+    eta_pointed: float = 2.0
     eta_own: float = 0.1
     own_first: bool = True
     centre_contexts: bool = False
@@ -162,6 +164,7 @@ class ArrCocConfig:
         for name in (
             "explore_bonus",
             "eta",
+            "eta_pointed",
             "eta_own",
             "eta_ladder",
             "eta_readout",

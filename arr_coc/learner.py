@@ -12,7 +12,7 @@ from arr_coc.familiarity import Familiarity, scene_statistics, trust
 from arr_coc.ladder import Climb, Ladder
 from arr_coc.neuromodulator import max_boltzmann, reward_prediction_error, surprise_gate
 from arr_coc.optimizer import Optimizer
-from arr_coc.pending import Eligibility, Pending
+from arr_coc.pending import Eligibility, Pending, left_by
 from arr_coc.percept import Percept
 from arr_coc.precision import exact
 from arr_coc.readout import PrecisionReadout
@@ -20,9 +20,11 @@ from arr_coc.relevance import (
     ContextKey,
     OwnGain,
     ThreeFactor,
+    check_target,
     concentration,
     log_precision,
     own_correlation,
+    pointed,
     relevance_direction,
     settle,
     spread,
@@ -285,6 +287,23 @@ class Learner(nn.Module):
             )
         self.step += batch
 
+    @exact
+    def point_out(self, percept: Percept, target: Tensor) -> Answer:
+        """One online step of U and the own gain, and nothing else, towards where somebody points: t, (B, N),
+        sums to 1. Returns the answer from before the step.
+
+        Raises:
+            ValueError: for another target, or where nothing was asked for; then nothing has changed.
+        """
+        check_target(target, percept)
+        answer = self.answer(percept)
+        r = answer.settled.relevance
+        own = percept.own.to(r) if percept.own is not None and self.config.eta_own else None
+        step = pointed(target.to(r), r, answer.features, own)
+        weight, gate, eta = self.relevance_weight, self._gate(answer), self.config.eta_pointed
+        self.three_factor.learn(weight, percept.asked, answer.context, *step, gate, eta=eta)
+        return answer
+
     # -- reward ----------------------------------------------------------------------------------------------
 
     @exact
@@ -315,21 +334,7 @@ class Learner(nn.Module):
         feedback, gates = self.rule.attend(self.ladder, answer.climb, alone, readout, int(self.step))
         direction, rho = self._eligible(percept, answer, feedback)
         predicted = values.gather(1, chosen.unsqueeze(1)).squeeze(1)
-        left = [
-            Eligibility(
-                answer.climb.phi[i].clone(),
-                answer.scene[i].clone(),
-                answer.context[i].clone(),
-                direction[i].clone(),
-                torch.stack([g[i] for g in gates]),
-                torch.stack([z[i] for z in answer.climb.states]),
-                int(chosen[i]),
-                float(predicted[i]),
-                percept.asked,
-                None if rho is None else float(rho[i]),
-            )
-            for i in range(percept.batch)
-        ]
+        left = left_by(answer, chosen, predicted, gates, direction, rho, percept.asked)
         return choice, left
 
     @exact

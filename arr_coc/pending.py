@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from arr_coc.answer import Answer
+
 
 @dataclass(frozen=True)
 class Eligibility:
@@ -50,6 +52,38 @@ class Eligibility:
         tensors = (self.phi, self.scene, self.context, self.direction, self.gates, self.states)
         numbers = math.isfinite(self.predicted) and math.isfinite(self.own or 0.0)
         return numbers and all(bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def left_by(
+    answer: Answer,
+    chosen: Tensor,
+    predicted: Tensor,
+    gates: list[Tensor],
+    direction: Tensor,
+    rho: Tensor | None,
+    asked: str,
+) -> list[Eligibility]:
+    """What the answers of a batch leave behind, one `Eligibility` each, with tensors of its own.
+
+    Args:
+        chosen: rows in the readout, (B,). predicted: their values, (B,). gates: per rung, (B, width).
+        direction: (B, F). rho: (B,).
+    """
+    return [
+        Eligibility(
+            answer.climb.phi[i].clone(),
+            answer.scene[i].clone(),
+            answer.context[i].clone(),
+            direction[i].clone(),
+            torch.stack([g[i] for g in gates]),
+            torch.stack([z[i] for z in answer.climb.states]),
+            int(chosen[i]),
+            float(predicted[i]),
+            asked,
+            None if rho is None else float(rho[i]),
+        )
+        for i in range(len(chosen))
+    ]
 
 
 class Pending:

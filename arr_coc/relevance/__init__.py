@@ -3,6 +3,13 @@ factors."""
 
 from arr_coc.relevance.gain import OwnGain, own_correlation
 from arr_coc.relevance.learn import ContextKey, relevance_direction, token_feedback
+from arr_coc.relevance.pointing import (
+    box_target,
+    check_target,
+    click_target,
+    map_target,
+    pointed,
+)
 from arr_coc.relevance.score import log_precision
 from arr_coc.relevance.settle import Settled, concentration, energy, settle
 from arr_coc.relevance.spread import gather, spread
@@ -13,11 +20,16 @@ __all__ = [
     "OwnGain",
     "Settled",
     "ThreeFactor",
+    "box_target",
+    "check_target",
+    "click_target",
     "concentration",
     "energy",
     "gather",
     "log_precision",
+    "map_target",
     "own_correlation",
+    "pointed",
     "relevance_direction",
     "settle",
     "spread",

@@ -40,6 +40,7 @@ class ThreeFactor:
         rho: Tensor | None,
         gate: Tensor | None = None,
         whole: Tensor | None = None,
+        eta: float | None = None,
     ) -> None:
         """One step of U and of the own gain for contexts (B, C).
 
@@ -49,14 +50,16 @@ class ThreeFactor:
             direction: of U, for each sample, (B, F).
             size: |delta|, (B,). rho: of the own gain, (B,). gate: the neuromodulator's, (B,); None: 1.
             whole: dU itself, (C, F), from a rule that has it; then `direction` is not used.
+            eta: of U; None: the config's.
         """
         self.meet(weight, asked, context)
+        eta = self.config.eta if eta is None else eta
         first = rho is not None and self.config.own_first
         open_ = self.gain.openness(context).to(size) if first else torch.ones_like(size)
         if whole is None:
-            self._move(weight, context, direction, size, open_ if gate is None else gate * open_)
+            self._move(weight, context, direction, size, open_ if gate is None else gate * open_, eta)
         else:
-            step = self.optimizer.step("relevance", whole, self.config.eta)
+            step = self.optimizer.step("relevance", whole, eta)
             weight += self._along_keys(context, step, open_)
         if rho is not None:
             self.gain.move(context, self._pre(context), self.config.eta_own * size.clamp(max=1.0) * rho)
@@ -90,14 +93,16 @@ class ThreeFactor:
         each = torch.linalg.pinv(context.to(keys).T) @ step.to(keys)  # (B, F)
         return (keys.T @ (each * open_.to(keys).unsqueeze(1))).to(step)
 
-    def _move(self, weight: Tensor, context: Tensor, direction: Tensor, size: Tensor, gate: Tensor) -> None:
+    def _move(
+        self, weight: Tensor, context: Tensor, direction: Tensor, size: Tensor, gate: Tensor, eta: float
+    ) -> None:
         pre = self._pre(context).to(context)
         if self.config.optimizer == "direction":
             # c' key = 1: a step of 1 changes gamma by f' direction / (|direction| sqrt d), a nat for an
             # aligned token
             unit = torch.nn.functional.normalize(direction, dim=1) * direction.shape[1] ** 0.5
-            scaled = unit * (self.config.eta * size.clamp(max=1.0) * gate).unsqueeze(1)
+            scaled = unit * (eta * size.clamp(max=1.0) * gate).unsqueeze(1)
             weight += pre.T @ scaled / direction.shape[1] ** 0.5
         else:
             step = pre.T @ (direction * gate.unsqueeze(1)) / len(pre)
-            weight += self.optimizer.step("relevance", step, self.config.eta)
+            weight += self.optimizer.step("relevance", step, eta)
