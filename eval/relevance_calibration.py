@@ -116,7 +116,9 @@ def sparsification(
     mass = np.mean([mass_kept(r, counts) for r in maps], 0)
     right = np.zeros((len(maps), len(counts)))
     for i, r in enumerate(maps):
-        falling = np.argsort(-np.asarray(r, dtype=np.float64).ravel(), kind="stable")
+        flat = np.asarray(r, dtype=np.float64).ravel()
+        shuffled = np.random.default_rng(i).permutation(len(flat))  # ties fall in no place's favour
+        falling = shuffled[np.argsort(-flat[shuffled], kind="stable")]
         right[i] = [correct(i, np.sort(falling[:k])) for k in counts]
     return mass, right.mean(0)
 

@@ -64,11 +64,16 @@ def test_mass_kept() -> None:
 
 def test_mass_kept_beside_accuracy_kept() -> None:
     """Sample 0 needs its first token, sample 1 needs two."""
-    maps = [[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]]
+    maps = [[0.5, 0.3, 0.2], [0.25, 0.15, 0.6]]
     needs = [{0}, {2, 0}]
     mass, right = sparsification(maps, lambda i, kept: needs[i] <= set(kept.tolist()), (3, 2, 1))
-    assert mass == pytest.approx([1, 0.8, 0.55])
+    assert mass == pytest.approx([1, 0.825, 0.55])
     assert right == pytest.approx([1, 1, 0.5])
+
+
+def test_tied_tokens_are_kept_in_no_places_favour() -> None:
+    _, right = sparsification([np.ones(10)] * 400, lambda i, kept: 0 in kept, (5,))
+    assert abs(float(right[0]) - 0.5) < 0.1
 
 
 def test_what_has_no_calibration_is_refused() -> None:
