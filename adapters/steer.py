@@ -187,6 +187,7 @@ def steered(
         yield
         return
     shown = {k: v for k, v in inputs.items() if v is not None}
+    bias: Bias | None
     if isinstance(steering.body, DualEncoderBody):
         said = {"context_ids": context_ids, "context_attention_mask": context_attention_mask}
         bias = _of_pictures(attached, steering, steering.body, shown, said)
