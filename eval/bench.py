@@ -1,36 +1,37 @@
-"""What a learning step costs: seconds and peak activation memory beside the frozen forward pass.
+"""What attaching and learning cost: seconds, peak activation memory and state, beside the bare model.
 
-Four steps stand side by side in one process and take turns, so that whatever else the machine does falls on
-all of them: the frozen forward (pixel values and candidate texts, `inference_mode`), one step of the plugin
-without and with a context, and a step of PEFT LoRA (r = 8 on q_proj, v_proj of the vision tower) with AdamW.
-Models have random weights: costs do not depend on them. Seconds are medians; a ratio is the median of the
-ratios within a round.
+The steps of `bench_steps` stand side by side in one process and take turns, in one order and back in the
+other, so that whatever else the machine does falls on all of them. Seconds are medians: of the processor's
+time where there is one thread, of the clock where there are more. A ratio is within a round, to the step that
+is named; its median is printed with its quartiles, and the bare forward stands there twice, so that chance
+shows.
 
 Memory is what the allocator says: every allocation and release of tensor memory during a warmed-up step is
 recorded by `torch.profiler` (`profile_memory`), and the peak is the highest running sum from the start of the
 step. Weights, optimizer moments and the adapter's state were there before and do not count; scratch memory
-that kernels take outside torch's allocator is not seen, for any of the four.
+that kernels take outside torch's allocator is not seen, for any of the steps.
 """
 
 import argparse
-import copy
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
+from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from arr_coc.adapters import attach
 from arr_coc.config import ArrCocConfig
-from arr_coc.eval.methods_lora import with_lora
+from arr_coc.eval.bench_steps import BARE, Step, model, sharing, steps
 
-TEXTS = 10
-STEPS = ("frozen forward", "plugin", "plugin, with a context", "LoRA + AdamW")
+DEFAULT = ("B/32", "B/16", "LLaVA")
+ATTACH, ATTACH_SECONDS = "attach", 1.0
+_PROBES = 5  # attachments that are timed
 
 
 @dataclass(frozen=True)
@@ -38,53 +39,36 @@ class Row:
     """One step on one shape.
 
     Args:
-        seconds: median. ratio: to the frozen forward, median over rounds.
-        megabytes: peak over what was there before the step (1 MB = 10^6 bytes). memory_ratio: to the frozen
-            forward.
+        rounds: how often it was timed.
+        seconds: median.
+        beside: the step that ratios are to, "" for none.
+        ratio, low, high: median and quartiles over rounds of its seconds over that step's.
+        megabytes: peak over what was there before the step (1 MB = 10^6 bytes). memory_ratio: to `beside`.
+        state_mb, disk_mb: what it keeps between steps, in memory and as it is saved.
+        bound: of the ratio, or of the seconds where there is none; None where none was set.
     """
 
     shape: str
     batch: int
     step: str
+    rounds: int
     seconds: float
-    ratio: float
-    megabytes: float
-    memory_ratio: float
+    beside: str = ""
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    megabytes: float | None = None
+    memory_ratio: float | None = None
+    state_mb: float | None = None
+    disk_mb: float | None = None
+    bound: float | None = None
 
-
-def clip(shape: str) -> Any:
-    """A `CLIPModel` with random weights: "B/32" or "B/16" at 224 px, or "tiny" for a try.
-
-    Raises:
-        ValueError: for another shape.
-    """
-    from transformers import CLIPConfig, CLIPModel
-
-    tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-    configs: dict[str, dict[str, Any]] = {
-        "B/32": {},
-        "B/16": {"vision_config": {"patch_size": 16}},
-        "tiny": {
-            "vision_config": {**tiny, "image_size": 32, "patch_size": 8},
-            "text_config": {**tiny, "vocab_size": 100, "bos_token_id": 0, "eos_token_id": 99},
-            "projection_dim": 16,
-        },
-    }
-    if shape not in configs:
-        raise ValueError(f"shape={shape!r}: possible are {', '.join(configs)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return CLIPModel(CLIPConfig(**configs[shape])).eval()
-
-
-def inputs(model: Any, batch: int, texts: int = TEXTS) -> dict[str, Tensor]:
-    """Noise and token ids: pixel_values (batch, 3, S, S), input_ids and attention_mask (texts, 8)."""
-    draw = torch.Generator().manual_seed(1)
-    size, words = model.config.vision_config.image_size, model.config.text_config
-    ids = torch.randint(2, words.vocab_size - 2, (texts, 8), generator=draw)
-    ids[:, -1] = words.eos_token_id
-    pixels = torch.randn(batch, 3, size, size, generator=draw)
-    return {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    @property
+    def holds(self) -> bool | None:
+        """Whether the figure keeps its bound; None where none was set."""
+        if self.bound is None:
+            return None
+        return (self.seconds if self.ratio is None else self.ratio) <= self.bound
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:
@@ -103,39 +87,12 @@ def peak_bytes(step: Callable[[], Any]) -> int:
     return peak
 
 
-def steps(model: Any, batch: int, config: ArrCocConfig | None = None) -> dict[str, Callable[[], Any]]:
-    """The four steps on copies of one model, over the same inputs and labels, by the names of STEPS."""
-    given = inputs(model, batch)
-    labels = torch.arange(batch) % TEXTS
-    asked = {"context_ids": inputs(model, 1, 1)["input_ids"]}
-    plain, cued = (attach(copy.deepcopy(model), config) for _ in range(2))
-    tuned = with_lora(model)
-    tuned.train()
-    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-4)
-
-    def forward() -> Any:
-        with torch.inference_mode():
-            return model(**given)
-
-    def lora() -> None:
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(tuned(**given).logits_per_image, labels).backward()
-        optimizer.step()
-
-    made: tuple[Callable[[], Any], ...] = (
-        forward,
-        lambda: plain.learn(labels=labels, **given),
-        lambda: cued.learn(labels=labels, **given, **asked),
-        lora,
-    )
-    return dict(zip(STEPS, made, strict=True))
-
-
 def bench(
-    shapes: Sequence[str] = ("B/32", "B/16"),
+    shapes: Sequence[str] = DEFAULT,
     batches: Sequence[int] = (1, 8),
     threads: int = 1,
-    repeats: int = 7,
+    repeats: int = 5,
+    seconds: float = 30.0,
     config: ArrCocConfig | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Row]:
@@ -143,67 +100,161 @@ def bench(
 
     Args:
         threads: of torch, for this process; the number before is put back.
-        repeats: rounds, after two that do not count.
+        repeats: rounds at the least, after one that does not count.
+        seconds: and further rounds until a shape and batch size has had these.
         config: of the plugin.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     rows: list[Row] = []
     try:
         for shape in shapes:
-            model = clip(shape)
+            bare = model(shape)
+            big = not shape.startswith("tiny")  # bounds are for models of some size
             for batch in batches:
-                made = steps(model, batch, config)
-                spent: dict[str, list[float]] = {name: [] for name in made}
-                for turn in range(repeats + 2):
-                    for name, step in made.items():
-                        began = time.perf_counter()
-                        step()
-                        spent[name].append(time.perf_counter() - began)
+                rows.append(_attaching(shape, batch, bare, config, clock, big))
+                made = steps(bare, batch, config)
+
+                def follow(turn: int, done: bool, where: str = f"{shape}, batch {batch}") -> None:
                     if progress is not None:
-                        progress(f"{shape}, batch {batch}", turn + 1, repeats + 2)
-                rows += _rows(shape, batch, spent, {name: peak_bytes(step) for name, step in made.items()})
+                        progress(where, turn, turn if done else max(turn + 1, repeats + 1))
+
+                spent = in_turn(made, repeats, seconds, clock, follow)
+                rows += _rows(shape, batch, made, spent, big)
     finally:
         torch.set_num_threads(before)
     return rows
 
 
-def _rows(shape: str, batch: int, spent: dict[str, list[float]], peaks: dict[str, int]) -> list[Row]:
-    kept = {name: seconds[2:] for name, seconds in spent.items()}
-    first = STEPS[0]
+def in_turn(
+    made: Sequence[Step],
+    repeats: int,
+    seconds: float,
+    clock: Callable[[], float],
+    follow: Callable[[int, bool], None] = lambda turn, done: None,
+) -> dict[str, list[float]]:
+    """Seconds of each step, by name, one for every round after the first."""
+    spent: dict[str, list[float]] = {step.name: [] for step in made}
+    started, turn = clock(), 0
+    while turn <= repeats or clock() - started < seconds:
+        for step in made if turn % 2 else reversed(made):
+            began = clock()
+            step.run()
+            spent[step.name].append(clock() - began)
+        turn += 1
+        follow(turn, turn > repeats and clock() - started >= seconds)
+    return {name: each[1:] for name, each in spent.items()}
+
+
+def _attaching(
+    shape: str, batch: int, bare: Any, config: ArrCocConfig | None, clock: Callable[[], float], big: bool
+) -> Row:
+    spent = []
+    for _ in range(_PROBES + 1):
+        other = sharing(bare)
+        began = clock()
+        attached = attach(other, config)
+        spent.append(clock() - began)
+        attached.detach()
+    bound = ATTACH_SECONDS if big else None
+    return Row(shape, batch, ATTACH, _PROBES, median(spent[1:]), bound=bound)
+
+
+def _rows(shape: str, batch: int, made: list[Step], spent: dict[str, list[float]], big: bool) -> list[Row]:
+    peaks = {step.name: peak_bytes(step.run) for step in made}
     rows = []
-    for name, seconds in kept.items():
-        ratio = median(s / f for s, f in zip(seconds, kept[first], strict=True))
-        share = peaks[name] / peaks[first]
-        rows.append(Row(shape, batch, name, median(seconds), ratio, peaks[name] / 1e6, share))
+    for step in made:
+        name, beside = step.name, step.beside
+        ratios = [s / b for s, b in zip(spent[name], spent[beside], strict=True)]
+        low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        held, disk = _kept(step)
+        rows.append(
+            Row(
+                *(shape, batch, name, len(ratios), median(spent[name]), beside),
+                *(middle, low, high),
+                *(peaks[name] / 1e6, peaks[name] / peaks[beside], held, disk),
+                bound=step.bound if big else None,
+            )
+        )
     return rows
+
+
+def _kept(step: Step) -> tuple[float | None, float | None]:
+    """Megabytes of a step's state in memory, and of the files that it is saved to."""
+    if step.adapter is None:
+        return None if step.state is None else step.state() / 1e6, None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = step.adapter.save_pretrained(Path(scratch) / "adapter")
+        disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return step.adapter.inspect().state_bytes / 1e6, disk / 1e6
+
+
+COLUMNS = (
+    "shape",
+    "batch",
+    "step",
+    "seconds",
+    "ratio",
+    "quartiles",
+    "bound",
+    "peak MB",
+    "state MB",
+    "rounds",
+)
+
+
+def cells(row: Row) -> dict[str, str]:
+    """A row as it is printed, by the names of COLUMNS."""
+    ratio = quartiles = bound = peak = state = ""
+    if row.ratio is not None:
+        ratio, quartiles = f"{row.ratio:.3f}", f"{row.low:.3f}-{row.high:.3f}"
+        ratio += "" if row.beside == BARE else f" of {row.beside}"
+    if row.bound is not None:
+        limit = f"{row.bound:g} s" if row.ratio is None else f"{row.bound:.2f}"
+        bound = f"{limit} {'holds' if row.holds else 'MISSED'}"
+    if row.megabytes is not None:
+        peak = f"{row.megabytes:.0f} ({row.memory_ratio:.2f}x)"
+    if row.state_mb is not None:
+        state = f"{row.state_mb:.1f}" + ("" if row.disk_mb is None else f", {row.disk_mb:.1f} on disk")
+    first = (row.shape, str(row.batch), row.step, f"{row.seconds:.3f}")
+    values = (*first, ratio, quartiles, bound, peak, state, str(row.rounds))
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
-    lines = [
-        "| shape | batch | step | seconds | x forward | peak MB | x forward |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.shape} | {r.batch} | {r.step} | {r.seconds:.3f} | {r.ratio:.2f} | {r.megabytes:.0f} "
-        f"| {r.memory_ratio:.2f} |"
-        for r in rows
-    ]
-    return "\n".join(lines)
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(cells(row).values()) + " |" for row in rows)])
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Which bounds do not hold, in a line."""
+    bound = [row for row in rows if row.bound is not None]
+    missed = [f"{row.shape} batch {row.batch} {row.step}" for row in bound if not row.holds]
+    if not bound:
+        return "no bounds: they are set for models of ViT-B/32's size and above"
+    told = f"; missed: {', '.join(missed)}" if missed else ""
+    return f"{len(bound) - len(missed)} of {len(bound)} bounds hold{told}"
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    """The rows as a JSON list."""
+    return json.dumps([{**asdict(row), "holds": row.holds} for row in rows], indent=2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description="What a learning step costs beside the frozen forward pass.")
-    parser.add_argument("--shapes", nargs="+", default=["B/32", "B/16"])
+    parser = argparse.ArgumentParser(description="What attaching and learning cost beside the bare model.")
+    parser.add_argument("--shapes", nargs="+", default=list(DEFAULT))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
     args = parser.parse_args(argv)
-    rows = bench(args.shapes, args.batches, args.threads, args.repeats)
-    print(json.dumps([asdict(r) for r in rows]) if args.json else markdown(rows))
+    rows = bench(args.shapes, args.batches, args.threads, args.repeats, args.seconds)
+    print(as_json(rows) if args.json else f"{markdown(rows)}\n\n{verdict(rows)}")
 
 
 if __name__ == "__main__":
