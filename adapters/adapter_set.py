@@ -334,5 +334,5 @@ class AdapterSet(nn.Module):
             learner = self.adapter(name)
             plastic += learner.relevance_weight.numel() + learner.readout.weight.numel()
             plastic += sum(t.numel() for t in learner.ladder.weights().values())
-            held += sum(t.numel() * t.element_size() for t in state.tensors(learner).values())
+            held += state.size(learner)
         return replace(self.body.inspection(), trainable=plastic, state_bytes=held)

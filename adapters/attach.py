@@ -3,7 +3,6 @@
 import contextlib
 import inspect as pyinspect
 import logging
-import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
 
 logger = logging.getLogger(__name__)
-_attached: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
 class ArrCocModel(AdapterSet):
@@ -63,6 +61,8 @@ class ArrCocModel(AdapterSet):
         ]
         if body.speaker is not model:
             self._hooks.append(model.register_forward_hook(self._say))
+        # after an exception too, whoever called the model: nothing goes on listening, no activation is kept
+        self._hooks.append(model.register_forward_hook(self._leave, always_call=True))
         self._said: Any = None  # what an inner speaker's output was given, for the model's own output
 
     def _get_name(self) -> str:
@@ -112,6 +112,16 @@ class ArrCocModel(AdapterSet):
         if said is not None and not isinstance(output, tuple) and hasattr(said, "relevance"):
             output.relevance, output.surprise = said.relevance, said.surprise
 
+    def _leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._capture.listening and not self._silent:  # else what was heard is still to be read
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._capture.clear()
+        self._said = None
+        if isinstance(self.body, GenerativeBody):
+            self.body.rest()
+
     def _context_embedding(self, given: tuple[Tensor, Tensor | None] | None, inputs: Any) -> Tensor | None:
         if given is None:
             return None
@@ -134,10 +144,7 @@ class ArrCocModel(AdapterSet):
         finally:
             self._silent, self._context, self._labels = before
             if not silent:
-                self._capture.clear()
-                self._said = None
-                if isinstance(self.body, GenerativeBody):
-                    self.body.rest()
+                self._let_go()
 
     def forward(
         self,
@@ -312,8 +319,6 @@ class ArrCocModel(AdapterSet):
             hook.remove()
         self._hooks = []
         self._capture.remove()
-        for model in (self.model, *self._given):
-            _attached.discard(model)
         return self._given[0]
 
     @classmethod
@@ -375,7 +380,7 @@ def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None
         ValueError: for a second attachment, or a site that does not exist; the nearest is named.
     """
     config = ArrCocConfig() if config is None else config
-    if isinstance(model, ArrCocModel) or model in _attached:
+    if isinstance(model, ArrCocModel) or _hooked(unwrapped(model)):
         raise ValueError(f"this {type(model).__name__} has an adapter attached already; detach() it first")
     given, model = model, unwrapped(model)
     kind = kind_of(model)
@@ -390,6 +395,11 @@ def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None
         capture.remove()
         raise
     attached._given = [given]
-    _attached.update((model, given))
     logger.info("%s", attached.inspect())
     return attached
+
+
+def _hooked(model: Any) -> bool:
+    """Whether an adapter is attached: the model says so itself, and so a copy of it does."""
+    hooks = getattr(model, "_forward_pre_hooks", {}).values()
+    return any(isinstance(getattr(hook, "__self__", None), ArrCocModel) for hook in hooks)

@@ -7,9 +7,9 @@ computed again.
 """
 
 import copy
+import functools
 import sys
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,12 +51,27 @@ class RowTap:
         self.result: Tensor | None = None
         self.bias: Bias | None = None
         self._module = weakref.ref(module)
-        if not _taps:
-            AttentionInterface.register(_NAME, _attend)
-        _taps[module] = self
+        self._tap(module)
         config = copy.copy(self.original)
         config._attn_implementation_internal = _NAME  # the setter would walk and change the sub-configs
         module.config = config
+
+    def _tap(self, module: Any) -> None:
+        if not _taps:
+            AttentionInterface.register(_NAME, _attend)
+        _taps[module] = self
+        # a model that is let go of without `remove` takes the registered function with it as well
+        weakref.finalize(module, _release).atexit = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RowTap":
+        """A copy of a tapped model is tapped itself, and heard by the copy of who listens."""
+        other = object.__new__(type(self))
+        memo[id(self)] = other
+        module = copy.deepcopy(self._module(), memo)
+        other.original, other.rows, other.result = copy.deepcopy(self.original, memo), None, None
+        other._module = weakref.ref(module)
+        other._tap(module)
+        return other
 
     def attend(
         self,
@@ -95,8 +110,13 @@ class RowTap:
         if module is not None and _taps.get(module) is self:
             module.config = self.original
             del _taps[module]
-        if not _taps:
-            AttentionInterface._global_mapping.pop(_NAME, None)
+        _release()
+
+
+def _release() -> None:
+    """Take the registered function back once nothing is tapped any more."""
+    if not any(module() is not None for module in _taps.keyrefs()):  # the dead may still be listed
+        AttentionInterface._global_mapping.pop(_NAME, None)
 
 
 class Capture:
@@ -114,19 +134,18 @@ class Capture:
         self._hooks: list[Any] = []
         try:
             for site, block in blocks.items():
-                self._hooks.append(block.register_forward_hook(self._keep(site)))
+                self._hooks.append(block.register_forward_hook(functools.partial(self._keep, site)))
             for module in attention:
                 self.taps.append(RowTap(module))
         except BaseException:
             self.remove()
             raise
 
-    def _keep(self, site: int) -> Callable:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if self.listening:
-                self.tokens[site] = output[0] if isinstance(output, tuple) else output
-
-        return hook
+    # a method and no closure, here and wherever else a hook is made: a copy of the model then has hooks that
+    # speak to the copy of who listens, not to the one that it was copied from
+    def _keep(self, site: int, module: nn.Module, args: Any, output: Any) -> None:
+        if self.listening:
+            self.tokens[site] = output[0] if isinstance(output, tuple) else output
 
     def listen(self, rows: Tensor | None) -> None:
         """Start listening, for these query rows (None: block outputs only)."""

@@ -1,5 +1,6 @@
 """Dual encoders: image tokens and texts in one space (CLIPModel, SiglipModel and their like)."""
 
+import functools
 from typing import Any, Literal
 
 import torch
@@ -72,13 +73,13 @@ class DualEncoderBody:
         read = {*self.sites, len(self.tower.blocks) - 1}
         capture = Capture({site: self.tower.blocks[site] for site in read}, [m for _, m in self._attention()])
         if self.head.pool is not None:
-
-            def keep(module: nn.Module, args: Any, output: Any) -> None:
-                if capture.listening:
-                    self._pooled = output[1]
-
+            keep = functools.partial(self._keep_pooled, capture)
             capture.add_hook(self.head.pool.register_forward_hook(keep))
         return capture
+
+    def _keep_pooled(self, capture: Capture, module: nn.Module, args: Any, output: Any) -> None:
+        if capture.listening:
+            self._pooled = output[1]
 
     def _attention(self) -> list[tuple[str, nn.Module]]:
         """The attention modules to tap: the head's own, or the first of every site's block."""

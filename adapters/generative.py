@@ -28,7 +28,7 @@ from arr_coc.adapters.structure import (
 from arr_coc.adapters.visual_tokens import Attended, InSequence, Seen, crossing_of
 from arr_coc.percept import Percept
 
-_CHUNK = 64  # positions answered at a time: memory does not grow with the sequence
+_CHUNK = 256  # positions answered at a time: memory does not grow with the sequence
 
 
 @dataclass
@@ -281,18 +281,19 @@ class GenerativeBody:
 
     def percept(self, capture: Capture, seen: Seen, sample: Tensor, place: Tensor, row: Tensor) -> Percept:
         """One percept per (sample, position): `place` in the decoder's sequence (from the end), `row` in the
-        captured attention rows, all (P,)."""
+        captured attention rows, all (P,). The positions of one sample share its tokens."""
         last = capture.tokens[len(self.tower.blocks) - 1]
         whole = bool(seen.mask.all())
         mask = seen.mask[sample]
         return Percept(
-            tokens=tuple(t[sample] for t in seen.tokens),
+            tokens=seen.tokens,
             attention=self._attention(capture.rows(), seen, sample, row),
             context=seen.words[sample],
             mask=None if whole else mask.clone(),
             state=last[sample, place],
             grid=seen.grid,
             asked="sequence",
+            sample=sample.to(seen.place.device),
         )
 
     def _attention(self, heard: Tensor | None, seen: Seen, sample: Tensor, row: Tensor) -> Tensor:

@@ -48,14 +48,17 @@ class Prediction:
 
 
 def ordinary(percept: Percept) -> Percept:
-    """A copy whose tensors may enter a graph, which inference tensors may not."""
+    """A copy whose tensors may enter a graph, which inference tensors may not; every entry has tokens of its
+    own."""
 
     def copy(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.clone()
 
+    own = percept.sample
     return replace(
         percept,
-        tokens=tuple(t.clone() for t in percept.tokens),
+        tokens=tuple(t.clone() if own is None else t[own] for t in percept.tokens),
+        sample=None,
         attention=percept.attention.clone(),
         context=percept.context.clone(),
         own=copy(percept.own),

@@ -1,6 +1,7 @@
 """Where a generative model's visual tokens are: in the language model's own sequence, or in what its decoder
 attends to beside that."""
 
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -181,15 +182,16 @@ class Attended:
         return f"all that {self.path} attends to"
 
     def hook(self, capture: Capture) -> None:
-        signature = inspect.signature(self.module.forward)
-
-        def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if capture.listening:
-                bound = signature.bind_partial(*args, **kwargs).arguments
-                bound = {**bound, **bound.get("kwargs", {})}
-                self.states = next((bound[n] for n in _STATES if bound.get(n) is not None), self.states)
-
+        keep = functools.partial(self._keep, capture, inspect.signature(self.module.forward))
         capture.add_hook(self.module.register_forward_pre_hook(keep, with_kwargs=True))
+
+    def _keep(
+        self, capture: Capture, signature: inspect.Signature, module: nn.Module, args: Any, kwargs: Any
+    ) -> None:
+        if capture.listening:
+            bound = signature.bind_partial(*args, **kwargs).arguments
+            bound = {**bound, **bound.get("kwargs", {})}
+            self.states = next((bound[n] for n in _STATES if bound.get(n) is not None), self.states)
 
     def missing(self, asked: Mapping[str, Any]) -> list[int]:
         if not (self.reads_text and self.ids):

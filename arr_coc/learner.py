@@ -81,7 +81,7 @@ class Learner(nn.Module):
     def answer(self, percept: Percept) -> Answer:
         """Relevance, surprise and values of a percept. Changes nothing."""
         config = self.config
-        features = self.ladder.features(percept.tokens)
+        features, scene = self._seen(percept)
         context = self._context(percept.context)
         gamma = self._score(percept, features, context, self.relevance_weight)
         settled = settle(
@@ -95,7 +95,6 @@ class Learner(nn.Module):
         relevance = self._spread(settled.relevance, percept)
         climb = self.rule.infer(self.ladder, self._climb(relevance, features, context, percept))
         errors = self.errors.errors(climb.states, context)
-        scene = scene_statistics(features[..., : self.ladder.width], percept.mask)
         novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), self.scenes.novelty(scene))
         return Answer(
             relevance=relevance,
@@ -109,6 +108,14 @@ class Learner(nn.Module):
             scene=scene,
             context=context,
         )
+
+    def _seen(self, percept: Percept) -> tuple[Tensor, Tensor]:
+        """Features (B, N, F) and scene statistics of every entry; those that share tokens share the work."""
+        features, sample, mask = self.ladder.features(percept.tokens), percept.sample, percept.mask
+        if sample is not None and mask is not None:
+            features, sample = features[sample], None
+        scene = scene_statistics(features[..., : self.ladder.width], mask)
+        return (features, scene) if sample is None else (features[sample], scene[sample])
 
     def _context(self, context: Tensor) -> Tensor:
         unit = torch.nn.functional.normalize(context.float(), dim=-1)

@@ -12,7 +12,7 @@ class Percept:
     """Everything the learner sees of a batch of B samples with N visual tokens.
 
     Args:
-        tokens: per site the token activations, (B, N, d_l).
+        tokens: per site the token activations, (B, N, d_l); with `sample`, (S, N, d_l), one per picture.
         attention: one row of attention over the tokens, mean over heads and sites, (B, N); rows need not sum
             to 1.
         context: what relevance is asked for, (B, C).
@@ -25,6 +25,8 @@ class Percept:
         asked: where the context comes from. "text": a text that is the same whenever it is asked; "sequence":
             the sample's own words, never quite the same twice; "image": nothing was asked, and the image's
             own embedding serves. Relevance is learned for what was asked.
+        sample: whose tokens each entry looks at, (B,), where several look at the same ones (the positions of
+            a text about one picture), or None for its own.
     """
 
     tokens: tuple[Tensor, ...]
@@ -35,6 +37,7 @@ class Percept:
     state: Tensor | None = None
     grid: tuple[int, int] | None = None
     asked: Literal["text", "sequence", "image"] = "text"
+    sample: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -42,10 +45,13 @@ class Percept:
         shape = self.attention.shape
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"attention has shape {tuple(shape)}; (B, N) with B, N >= 1 is needed")
+        if self.sample is not None and self.sample.shape != shape[:1]:
+            raise ValueError(f"sample has shape {tuple(self.sample.shape)}; ({shape[0]},) is needed")
+        wanted = shape if self.sample is None else (len(self.tokens[0]), shape[1])
         for site, tokens in enumerate(self.tokens):
-            if tokens.dim() != 3 or tokens.shape[:2] != shape:
+            if tokens.dim() != 3 or tokens.shape[:2] != wanted:
                 raise ValueError(
-                    f"site {site} has tokens of shape {tuple(tokens.shape)}; {(*shape, 'd')} is needed"
+                    f"site {site} has tokens of shape {tuple(tokens.shape)}; {(*wanted, 'd')} is needed"
                 )
         if self.grid is not None and self.grid[0] * self.grid[1] != shape[1]:
             raise ValueError(
@@ -68,7 +74,8 @@ class Percept:
         """Which samples are free of NaN and infinity, (B,) bool."""
         good = torch.isfinite(self.attention).all(1) & torch.isfinite(self.context).all(1)
         for tokens in self.tokens:
-            good = good & torch.isfinite(tokens).flatten(1).all(1)
+            fine = torch.isfinite(tokens).flatten(1).all(1)
+            good = good & (fine if self.sample is None else fine[self.sample])
         for more in (self.own, self.state):
             if more is not None:
                 good = good & torch.isfinite(more).flatten(1).all(1)
@@ -82,10 +89,11 @@ class Percept:
 
         return replace(
             self,
-            tokens=tuple(t[index] for t in self.tokens),
+            tokens=self.tokens if self.sample is not None else tuple(t[index] for t in self.tokens),
             attention=self.attention[index],
             context=self.context[index],
             own=pick(self.own),
             mask=pick(self.mask),
             state=pick(self.state),
+            sample=pick(self.sample),
         )

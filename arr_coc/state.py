@@ -58,6 +58,11 @@ def tensors(learner: Learner) -> dict[str, Tensor]:
     return named
 
 
+def size(learner: Learner) -> int:
+    """Bytes of the whole state's tensors."""
+    return sum(t.numel() * t.element_size() for t in tensors(learner).values())
+
+
 def meta(learner: Learner) -> dict[str, Any]:
     """What is no tensor: names of classes, counts, which eligibility belongs to which action."""
     waiting = [

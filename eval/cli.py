@@ -295,32 +295,33 @@ def relevance(
 
 @app.command()
 def bench(
-    shapes: Annotated[str, typer.Option(help="B/32, B/16, llava, tiny, llava-tiny")] = "B/32,B/16,llava",
+    shapes: Annotated[
+        str, typer.Option(help="of the model: B/32, B/16 (CLIP), LLaVA; tiny, tiny-LLaVA for a try")
+    ] = "B/32,B/16,LLaVA",
     batches: Annotated[str, typer.Option()] = "1,8",
     threads: Annotated[int, typer.Option(min=1)] = 1,
-    repeats: Annotated[int, typer.Option(min=1)] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="rounds, at the least")] = 5,
+    seconds: Annotated[float, typer.Option(min=0, help="further rounds until these are spent")] = 30.0,
     markdown: Annotated[bool, typer.Option(help="print the table as Markdown")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="rows as JSON")] = None,
 ) -> None:
-    """What every call costs beside the bare model's forward pass, and a LoRA step, in one process."""
-    from dataclasses import asdict
-
+    """What attaching, forward passes and learning cost beside the bare model and LoRA, in one process."""
     from arr_coc.eval import bench as costs
     from arr_coc.eval.report import check_target, write
 
     with _errors():
         target = None if json_out is None else check_target(json_out)
         with _bar() as follow:
-            rows = costs.bench(shapes.split(","), _numbers(batches), threads, repeats, progress=follow)
-        shown = [costs.cells(row) for row in rows]
+            asked = (shapes.split(","), _numbers(batches), threads, repeats, seconds)
+            rows = costs.bench(*asked, progress=follow)
         if markdown:
-            lines = [list(shown[0]), ["---"] * len(shown[0]), *(list(row.values()) for row in shown)]
-            typer.echo("\n".join(f"| {' | '.join(line)} |" for line in lines))
+            typer.echo(costs.markdown(rows))
         else:
-            title = f"medians of {repeats}, {threads} thread(s), random weights"
-            _table(shown, list(shown[0]), title)
+            title = f"medians over rounds, {threads} thread(s), random weights"
+            _table([costs.cells(row) for row in rows], list(costs.COLUMNS), title)
+        typer.echo(costs.verdict(rows))
         if target is not None:
-            write(target, json.dumps([asdict(r) for r in rows], indent=2))
+            write(target, costs.as_json(rows))
 
 
 @app.command()

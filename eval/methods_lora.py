@@ -30,6 +30,12 @@ def with_lora(model: Any, rank: int = 8, tower: str = "vision_model") -> Any:
     return get_peft_model(bare, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
 
 
+def held_bytes(trained: list[Any], optimizer: torch.optim.Optimizer) -> int:
+    """Of what is trained and of what its optimizer remembers."""
+    held = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+    return sum(t.numel() * t.element_size() for t in [*trained, *held])
+
+
 class _Adapted(Method):
     """A copy of the model with LoRA, and AdamW over it.
 
@@ -58,8 +64,7 @@ class _Adapted(Method):
 
     def state_bytes(self) -> int:
         """The adapter and AdamW's two moments."""
-        held = [t for s in self.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
-        return sum(t.numel() * t.element_size() for t in [*self.trained, *held])
+        return held_bytes(self.trained, self.optimizer)
 
 
 class Lora(_Adapted):

@@ -45,8 +45,7 @@ class Plugin(Method):
             return Answered(scores, answer.relevance)
 
     def state_bytes(self) -> int:
-        tensors = state.tensors(self.learner)
-        return sum(t.numel() * t.element_size() for t in tensors.values())
+        return state.size(self.learner)
 
 
 class Sparse(Plugin):
