@@ -23,7 +23,7 @@ from arr_coc.training.streams import PROMPT, Rendered, Sample, Stream
 
 OPTIONS = ("edge", "items", "frames", "lead", "colours", "n_train", "n_test")
 EDGES = ("bounce", "wrap")
-BOX = 24  # px: three tokens
+BOX = 32  # px: four tokens
 SLOWEST, FASTEST = 4.0, 14.0  # px in a frame
 STAY = 2  # frames for which a sign, the cued item of a scene with a lead, or an afterthought is there
 _PATCH = SIDE // TOKENS
