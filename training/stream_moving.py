@@ -135,9 +135,16 @@ def make(
 
 @lru_cache(maxsize=32)
 def scene(
-    seed: int, split: str, number: int, edge: str, items: int, frames: int, lead: int, colours: int
+    seed: int,
+    split: str,
+    number: int,
+    edge: str = "bounce",
+    items: int = 3,
+    frames: int = 16,
+    lead: int = 0,
+    colours: int = len(CUE_COLOURS),
 ) -> Scene:
-    """The scene of that number of a seed and split; its colour is `number` modulo `colours`."""
+    """The scene of that number of a seed and split; its colour is `number` modulo `colours`. See `make`."""
     chance = np.random.default_rng([seed, split == "test", number, 12])
     colour = number % colours
     others = chance.choice([c for c in range(len(CUE_COLOURS)) if c != colour], items - 1, replace=False)
