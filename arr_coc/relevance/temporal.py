@@ -35,7 +35,7 @@ class TemporalAssociation(nn.Module):
         tau: of both sides, in frames. penalty: A_minus, where A_plus is 1. ridge: rho.
     """
 
-    state_names = ("association", "feature_trace", "match_trace", "second_moment", "match_sum", "count")
+    state_names = ("association", "feature_trace", "match_trace", "second_moment", "matches", "count")
 
     def __init__(
         self,
@@ -52,14 +52,14 @@ class TemporalAssociation(nn.Module):
         self.feature_trace: Tensor  # x, (F,)
         self.match_trace: Tensor  # y, (C,)
         self.second_moment: Tensor  # sum of f f', a mean over the tokens of each frame, (F, F)
-        self.match_sum: Tensor
+        self.matches: Tensor  # their sum and number, (2,)
         self.count: Tensor  # t
         wide = {"dtype": torch.float64}
         self.register_buffer("association", torch.zeros(context_width, feature_width, **wide))
         self.register_buffer("feature_trace", torch.zeros(feature_width, **wide))
         self.register_buffer("match_trace", torch.zeros(context_width, **wide))
         self.register_buffer("second_moment", torch.zeros(feature_width, feature_width, **wide))
-        self.register_buffer("match_sum", torch.zeros((), **wide))
+        self.register_buffer("matches", torch.zeros(2, **wide))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def pair(self, pre: Tensor, post: Tensor, dt: float = 1.0) -> None:
@@ -88,9 +88,9 @@ class TemporalAssociation(nn.Module):
         self.count += 1
         post = torch.zeros_like(self.match_trace)
         if key is not None:
-            met = int(self.count) - 1
-            post = key.to(post) * (match - float(self.match_sum) / met if met else 0.0)
-            self.match_sum += match
+            total, met = self.matches.tolist()
+            post = key.to(post) * (match - total / met if met else 0.0)
+            self.matches += self.matches.new_tensor([match, 1.0])
         self.pair(standing_out, post)
 
     def announced(self, context: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
