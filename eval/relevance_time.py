@@ -10,8 +10,9 @@ Forecasts are scored before the frame is seen, in nats, on every frame that has 
 from the same frames; "uniform" is 1 / N. Relevance is that of a learner that is told the labels in one pass.
 
 Associations are scored on held-out frames of `moving-lead`: the AUROC of what each token announces for the
-colour that is asked for, its sign's tokens (or its afterthought's) against all others of the frame; 1/2 is
-chance. "Shuffled" learned from the very same frames in random order.
+colour that is asked for less what it announces for others, its sign's tokens (or its afterthought's) against
+all others of the frame; 1/2 is chance, and what any map scores that ignores what is asked. "Shuffled" learned
+from the very same frames in random order.
 """
 
 import sys
@@ -34,8 +35,8 @@ from arr_coc.training import stream_moving, streams
 
 CONFIG = ArrCocConfig(expansion=0)  # relevance is what is measured, and the readout need not be wide
 FRAMES, LEARNED, HELD = 320, 576, 144  # of `moving`; of `moving-lead`, to learn from and to be scored on
-COLOURS = 3  # that are asked for with a lead
-LEAD = 3  # frames, as `moving-lead` has it
+SIZES = {"colours": 2, "frames": 12}  # of `moving-lead`: colours that are asked for, frames in a scene
+LEAD = 3  # frames, as it has it
 GAIN = 0.3  # of forecasts, where they take part
 ANNOUNCED = 1.0  # and of what is announced
 SEEDS = tuple(range(5))
@@ -132,8 +133,7 @@ def missed(forecast: Tensor, mask: Tensor) -> Tensor:
 
 def announced(frames: Frames, seed: int, learned: int = LEARNED, held: int = HELD) -> Scores:
     """Every score of one seed."""
-    sizes = {"colours": COLOURS, "n_train": learned, "n_test": held}
-    stream = streams.load("moving-lead", seed, **sizes)
+    stream = streams.load("moving-lead", seed, n_train=learned, n_test=held, **SIZES)
     store = frames.store(stream, held=True)
     count = len(stream.samples)
     shuffle = np.random.default_rng([seed, 14]).permutation(count).tolist()
@@ -163,21 +163,26 @@ def told(learner: Learner, store: Store, stream: streams.Stream, seed: int) -> S
     scores: dict[str, list[float]] = {}
     contexts = store.context_matrix()
     for key in stream.probes[0].keys:  # type: ignore[attr-defined]
-        moving = stream_moving.scene(seed, "test", key.scene, lead=LEAD, colours=COLOURS)
+        moving = stream_moving.scene(seed, "test", key.scene, lead=LEAD, **SIZES)
         covered = stream_moving.covered(moving, key.frame).reshape(len(moving.pictures), -1)
         batch = store.batch(torch.tensor([store.place["test", key.index]]))
         answer = learner.answer(batch.percept)
         r, said = answer.settled.relevance[0], association.announced(answer.context[0], answer.features[0])
         with_it = (answer.gamma[0] + ANNOUNCED * said.to(answer.gamma)).softmax(0)
-        for name, item in (("sign", -2), ("afterthought", -1)):
-            if covered[item].any():
-                scores.setdefault(name, []).append(auroc(said.numpy(), covered[item]))
+        if covered[-2:].any():
+            every = [association.announced(c, answer.features[0]) for c in contexts]
+            del every[store.contexts.index(batch.contexts[0])]
+            others = torch.stack(every).mean(0)
+            for name, item in (("sign", -2), ("afterthought", -1)):
+                if covered[item].any():
+                    at = torch.from_numpy(covered[item])
+                    scores.setdefault(name, []).append(auroc((said - others).numpy(), covered[item]))
+                    scores.setdefault(f"nats at the {name}", []).append(float(said[at].mean()))
+                    scores.setdefault(f"nats for another colour at the {name}", []).append(
+                        float(others[at].mean())
+                    )
         if covered[-2].any():
             at = torch.from_numpy(covered[-2])
-            every = [float(association.announced(c, answer.features[0])[at].mean()) for c in contexts]
-            own = every.pop(store.contexts.index(batch.contexts[0]))
-            scores.setdefault("nats at the sign", []).append(own)
-            scores.setdefault("nats at another colour's", []).append(float(np.mean(every)))
             scores.setdefault("mass on the sign without", []).append(float(r[at].sum()))
             scores.setdefault("mass on the sign with", []).append(float(with_it[at].sum()))
         if covered[0].any():
@@ -196,7 +201,12 @@ COMPARED = {
     "surprise at a cut": ("surprise within",),
     "sign, planted": ("sign, shuffled",),
     "afterthought, planted": ("afterthought, shuffled",),
-    "nats at the sign, planted": ("nats at another colour's, planted", "nats at the sign, shuffled"),
+    "nats at the sign, planted": (
+        "nats for another colour at the sign, planted",
+        "nats at the sign, shuffled",
+    ),
+    "nats at the sign, shuffled": ("nats for another colour at the sign, shuffled",),
+    "nats at the afterthought, planted": ("nats for another colour at the afterthought, planted",),
     "mass on the sign with, planted": ("mass on the sign without, planted",),
     "pointing with, planted": ("pointing without, planted",),
 }
