@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from arr_coc.ladder import Climb
-from arr_coc.relevance import Settled
+from arr_coc.relevance import Course, Settled
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Answer:
         scene: what the whole scene looks like at the lowest site: mean and standard deviation of its features
             over all tokens, and 1, (B, 2 width + 1); the same whatever is relevant.
         context: as U sees it, (B, C).
+        course: what the moments before had to say, if that is switched on.
     """
 
     relevance: Tensor
@@ -39,6 +40,7 @@ class Answer:
     features: Tensor
     scene: Tensor
     context: Tensor
+    course: Course | None = None
 
 
 def near(wide: Tensor, other: Tensor) -> Tensor:

@@ -44,6 +44,14 @@ class ArrCocConfig:
             embedding is the context; 0 makes relevance even there, before it is spread.
         clamp: |gamma| is kept under this after the mean is subtracted.
         lateral: lambda of the settling, in [0, 2); 0 is the closed form (one softmax).
+        predict_gain: weight in the log-precision of the log of what was predicted from the moments before
+            (see `relevance.predict`); 0 only learns and says how surprising what came is, None is off.
+        predict_radius: how many tokens relevance may move along a side of the grid, from one moment to the
+            next.
+        temporal_gain: weight of the match that a token announces by what it came before (see
+            `relevance.temporal`); 0 only learns, None is off.
+        temporal_tau: of the window of that association, in moments, both before and after.
+        temporal_penalty: what a feature after the match costs, where one before it earns 1.
         spread: relevance is shared with the tokens up to this far away on the grid, where there is one; 0 for
             none.
         settle_tolerance: settling stops when no r_n moves by more.
@@ -105,6 +113,11 @@ class ArrCocConfig:
     unasked_gain: float = 0.0
     clamp: float = 20.0
     lateral: float = 0.0
+    predict_gain: float | None = None
+    predict_radius: int = 2
+    temporal_gain: float | None = None
+    temporal_tau: float = 3.0
+    temporal_penalty: float = 1.0
     spread: int = 1
     settle_tolerance: float = 1e-6
     settle_steps: int = 200
@@ -148,7 +161,7 @@ class ArrCocConfig:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{name}={given!r}: possible are {', '.join(map(repr, possible))}{hint}")
         at_least = dict.fromkeys(("error_window", "spread", "expansion"), 0)
-        at_least |= dict.fromkeys(("width", "settle_steps", "pending"), 1)
+        at_least |= dict.fromkeys(("width", "settle_steps", "pending", "predict_radius"), 1)
         for name, least in at_least.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(
@@ -156,7 +169,7 @@ class ArrCocConfig:
                 )
         positive = (
             *("clamp", "settle_tolerance", "ridge", "context_ridge"),
-            *("value_scale", "teaching_scale", "trust_sharpness"),
+            *("value_scale", "teaching_scale", "trust_sharpness", "temporal_tau"),
         )
         for name in positive:
             if not getattr(self, name) > 0:
@@ -171,13 +184,14 @@ class ArrCocConfig:
             "eta_error",
             "own_gain",
             "unasked_gain",
+            "temporal_penalty",
         ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: a finite number of at least 0 is needed")
-        if self.attention_gain is not None and not 0 <= self.attention_gain < float("inf"):
-            raise ValueError(
-                f"attention_gain={self.attention_gain!r}: a finite number of at least 0 is needed"
-            )
+        for name in ("attention_gain", "predict_gain", "temporal_gain"):
+            given = getattr(self, name)
+            if given is not None and not 0 <= given < float("inf"):
+                raise ValueError(f"{name}={given!r}: None or a finite number of at least 0 is needed")
         if not 0 <= self.ladder_gain < float("inf"):
             raise ValueError(f"ladder_gain={self.ladder_gain!r}: a finite number of at least 0 is needed")
         make_rule(self.rule, self.rule_options)  # a wrong option is an error now, not at the first step

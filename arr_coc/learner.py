@@ -18,7 +18,10 @@ from arr_coc.precision import exact
 from arr_coc.readout import PrecisionReadout
 from arr_coc.relevance import (
     ContextKey,
+    Course,
+    InTime,
     OwnGain,
+    Settled,
     ThreeFactor,
     check_target,
     concentration,
@@ -57,6 +60,7 @@ class Learner(nn.Module):
         self.scenes = Familiarity(2 * self.ladder.width + 1, config.ridge)
         self.context_key = ContextKey(context_width, config.context_ridge)
         self.own_gain = OwnGain(context_width, config.own_gain)
+        self.in_time = InTime(config, context_width, feature_width)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
         self.optimizer = Optimizer(config.optimizer)
         self.three_factor = ThreeFactor(config, self.context_key, self.own_gain, self.optimizer)
@@ -80,18 +84,9 @@ class Learner(nn.Module):
     @exact
     def answer(self, percept: Percept) -> Answer:
         """Relevance, surprise and values of a percept. Changes nothing."""
-        config = self.config
         features, scene = self._seen(percept)
         context = self._context(percept.context)
-        gamma = self._score(percept, features, context, self.relevance_weight)
-        settled = settle(
-            gamma,
-            features,
-            config.lateral,
-            percept.mask,
-            tolerance=config.settle_tolerance,
-            steps=config.settle_steps,
-        )
+        gamma, settled, course = self._settle(percept, features, context)
         relevance = self._spread(settled.relevance, percept)
         climb = self.rule.infer(self.ladder, self._climb(relevance, features, context, percept))
         errors = self.errors.errors(climb.states, context)
@@ -100,13 +95,14 @@ class Learner(nn.Module):
             relevance=relevance,
             surprise=self.errors.surprise(errors),
             values=near(self.readout.values(climb.phi), climb.phi),
-            trust=near(trust(novelty, config.trust_sharpness), climb.phi),
+            trust=near(trust(novelty, self.config.trust_sharpness), climb.phi),
             gamma=gamma,
             settled=settled,
             climb=climb,
             features=features,
             scene=scene,
             context=context,
+            course=course,
         )
 
     def _seen(self, percept: Percept) -> tuple[Tensor, Tensor]:
@@ -117,13 +113,40 @@ class Learner(nn.Module):
         scene = scene_statistics(features[..., : self.ladder.width], mask)
         return (features, scene) if sample is None else (features[sample], scene[sample])
 
+    def _settle(
+        self, percept: Percept, features: Tensor, context: Tensor
+    ) -> tuple[Tensor, Settled, Course | None]:
+        """gamma (B, N), what it settles to, and what the moments before had to say."""
+        config = self.config
+
+        def score(further: Tensor | None, rows: slice) -> Tensor:
+            weight = self.relevance_weight
+            return self._score(percept[rows], features[rows], context[rows], weight, further)
+
+        def settled(gamma: Tensor, rows: slice) -> Settled:
+            mask = None if percept.mask is None else percept.mask[rows]
+            stop = {"tolerance": config.settle_tolerance, "steps": config.settle_steps}
+            return settle(gamma, features[rows], config.lateral, mask, **stop)
+
+        if self.in_time.on:
+            return self.in_time.settle(percept, features, context, score, settled)
+        gamma = score(None, slice(None))
+        return gamma, settled(gamma, slice(None)), None
+
     def _context(self, context: Tensor) -> Tensor:
         unit = torch.nn.functional.normalize(context.float(), dim=-1)
         if not self.config.centre_contexts:
             return unit
         return torch.nn.functional.normalize(unit - self.context_key.mean.to(unit), dim=-1)
 
-    def _score(self, percept: Percept, features: Tensor, context: Tensor, weight: Tensor) -> Tensor:
+    def _score(
+        self,
+        percept: Percept,
+        features: Tensor,
+        context: Tensor,
+        weight: Tensor,
+        further: Tensor | None = None,
+    ) -> Tensor:
         own = None if percept.own is None else percept.own.float()
         gain = self.config.attention_gain
         gain = float(own is None) if gain is None else gain
@@ -135,6 +158,7 @@ class Learner(nn.Module):
             weight,
             own,
             percept.mask,
+            further,
             attention_gain=asked * gain,
             own_gain=asked * self.own_gain(context),
             clamp=self.config.clamp,
@@ -201,6 +225,7 @@ class Learner(nn.Module):
         if self.config.readout == "precision":
             self.readout.learn(answer.climb.phi, rows, weights)
             self.scenes.learn(answer.scene)
+        self._pass(percept, answer)
         self._settle_down(answer, percept.batch)
         return answer
 
@@ -223,7 +248,8 @@ class Learner(nn.Module):
 
         def forward(copies: dict[str, Tensor]) -> Tensor:
             features, context = answer.features.clone(), answer.context.clone()
-            gamma = self._score(percept, features, context, copies["relevance"])
+            further = None if answer.course is None else answer.course.further.clone()
+            gamma = self._score(percept, features, context, copies["relevance"], further)
             r = settle(gamma, features, config.lateral, percept.mask).relevance
             phi = self._climb(self._spread(r, percept), features, context, percept, copies).phi
             return phi @ copies["readout"].T.to(phi.device)
@@ -282,6 +308,12 @@ class Learner(nn.Module):
         if self.config.evidence == "uniform" or not self._learns_relevance(percept.asked):
             return None
         return concentration(answer.relevance).clamp_min(1e-3)
+
+    def _pass(self, percept: Percept, answer: Answer) -> None:
+        """Let time pass, where it counts."""
+        if answer.course is not None:
+            key = self.context_key.key(answer.context) if self.config.context_key else answer.context
+            self.in_time.observe(percept, answer.features, answer.settled.relevance, answer.course, key)
 
     def _settle_down(self, answer: Answer, batch: int) -> None:
         if self.config.error_module:
@@ -342,6 +374,7 @@ class Learner(nn.Module):
         direction, rho = self._eligible(percept, answer, feedback)
         predicted = values.gather(1, chosen.unsqueeze(1)).squeeze(1)
         left = left_by(answer, chosen, predicted, gates, direction, rho, percept.asked)
+        self._pass(percept, answer)
         return choice, left
 
     @exact

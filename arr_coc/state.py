@@ -24,10 +24,12 @@ _PARTIAL = {
     "readout.partial_rows",
 }  # one entry per rewarded row
 _CONTEXTS = {"context_key.met"}  # one row per text
+_MOMENT = {"predictor.belief", "predictor.features"}  # one row per token of the last frame
 _PENDING = ("phi", "scene", "context", "direction", "gates", "states")
 
 
 def _owners(learner: Learner) -> dict[str, nn.Module]:
+    in_time = {"predictor.": learner.in_time.predictor, "association.": learner.in_time.association}
     return {
         "": learner,
         "ladder.": learner.ladder,
@@ -37,6 +39,7 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "context_key.": learner.context_key,
         "own_gain.": learner.own_gain,
         "errors.": learner.errors,
+        **{name: owner for name, owner in in_time.items() if owner is not None},  # what is off has no state
     }
 
 
@@ -114,6 +117,8 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
             shape[0] = len(classes)
         if name in _CONTEXTS:
             shape[0] = len(given)
+        if name in _MOMENT:
+            shape[0] = len(saved["predictor.belief"])
         if name in _PARTIAL:
             shape[0] = len(saved["readout.partial_rows"])
         if list(given.shape) != shape or given.dtype != tensor.dtype:

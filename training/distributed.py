@@ -232,8 +232,17 @@ class Merging:
             return there.to(values)
 
     def begin(self, learners: list[Learner]) -> None:
-        """All ranks start from rank 0's state of these learners; a collective call."""
+        """All ranks start from rank 0's state of these learners; a collective call.
+
+        Raises:
+            ValueError: where what is learned depends on the order of the samples, which are split.
+        """
         if self.group is not None:
+            if any(one.in_time.on for one in learners):
+                raise ValueError(
+                    "predict_gain and temporal_gain need a stream whole and in order: set both to None, or "
+                    "learn in one process"
+                )
             self.shared = [(one, self._follow(one)) for one in learners]
 
     def merge(self) -> None:

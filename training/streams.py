@@ -39,6 +39,9 @@ STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "cued-clutter-classes": ("stream_cued", {"by": "classes"}),
     "cued-clutter-novel-classes": ("stream_cued", {"cues": "novel", "by": "classes"}),
     "same-different": ("stream_same", {}),
+    "moving": ("stream_moving", {}),
+    "moving-wrap": ("stream_moving", {"edge": "wrap"}),
+    "moving-lead": ("stream_moving", {"lead": 3}),
     "scene-qa": ("stream_scene_qa", {}),
 }
 

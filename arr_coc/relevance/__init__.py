@@ -1,7 +1,8 @@
 """Relevance: scored as an additive log-precision, settled to a distribution over tokens, learned by three
-factors."""
+factors; predicted from moment to moment, and associated over time."""
 
 from arr_coc.relevance.gain import OwnGain, own_correlation
+from arr_coc.relevance.in_time import Course, InTime
 from arr_coc.relevance.learn import ContextKey, relevance_direction, token_feedback
 from arr_coc.relevance.pointing import (
     box_target,
@@ -10,15 +11,21 @@ from arr_coc.relevance.pointing import (
     map_target,
     pointed,
 )
+from arr_coc.relevance.predict import RelevancePredictor
 from arr_coc.relevance.score import log_precision
 from arr_coc.relevance.settle import Settled, concentration, energy, settle
 from arr_coc.relevance.spread import gather, spread
+from arr_coc.relevance.temporal import TemporalAssociation
 from arr_coc.relevance.three_factor import ThreeFactor
 
 __all__ = [
     "ContextKey",
+    "Course",
+    "InTime",
     "OwnGain",
+    "RelevancePredictor",
     "Settled",
+    "TemporalAssociation",
     "ThreeFactor",
     "box_target",
     "check_target",
