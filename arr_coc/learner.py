@@ -125,8 +125,8 @@ class Learner(nn.Module):
 
         def settled(gamma: Tensor, rows: slice) -> Settled:
             mask = None if percept.mask is None else percept.mask[rows]
-            stop = {"tolerance": config.settle_tolerance, "steps": config.settle_steps}
-            return settle(gamma, features[rows], config.lateral, mask, **stop)
+            least, most = config.settle_tolerance, config.settle_steps
+            return settle(gamma, features[rows], config.lateral, mask, tolerance=least, steps=most)
 
         if self.in_time.on:
             return self.in_time.settle(percept, features, context, score, settled)

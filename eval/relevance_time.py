@@ -35,7 +35,10 @@ from arr_coc.training import stream_moving, streams
 
 CONFIG = ArrCocConfig(expansion=0)  # relevance is what is measured, and the readout need not be wide
 FRAMES, LEARNED, HELD = 320, 576, 144  # of `moving`; of `moving-lead`, to learn from and to be scored on
-SIZES = {"colours": 2, "frames": 12}  # of `moving-lead`: colours that are asked for, frames in a scene
+SIZES: dict[str, Any] = {
+    "colours": 2,
+    "frames": 12,
+}  # of `moving-lead`: colours that are asked for, frames in a scene
 LEAD = 3  # frames, as it has it
 GAIN = 0.3  # of forecasts, where they take part
 ANNOUNCED = 1.0  # and of what is announced
@@ -171,7 +174,7 @@ def told(learner: Learner, store: Store, stream: streams.Stream, seed: int) -> S
         with_it = (answer.gamma[0] + ANNOUNCED * said.to(answer.gamma)).softmax(0)
         if covered[-2:].any():
             every = [association.announced(c, answer.features[0]) for c in contexts]
-            del every[store.contexts.index(batch.contexts[0])]
+            del every[store.contexts.index(str(batch.contexts[0]))]
             others = torch.stack(every).mean(0)
             for name, item in (("sign", -2), ("afterthought", -1)):
                 if covered[item].any():

@@ -106,13 +106,18 @@ def test_rows_of_a_batch_are_moments_in_turn() -> None:
     assert not torch.allclose(other, batch.relevance[2], rtol=1e-3)
 
 
-def test_a_learner_follows_what_its_parts_do_by_themselves() -> None:
-    made = learner(replace(SMALL, predict_gain=0.0, predict_radius=1))
+def test_a_forecast_goes_on_from_what_was_settled_on_and_learns_from_the_frame_alone() -> None:
+    made = learner(replace(SMALL, predict_gain=2.0, predict_radius=1))
     alone, moment = RelevancePredictor(12, 1), None
     for t in range(6):
         answer = made.learn(percept(t), ["a"])
-        r = answer.settled.relevance[0]
-        moment = alone.advance(moment, r, answer.features[0], (3, 4), None, r)
+        r, evidence = answer.settled.relevance[0], answer.course.evidence[0]
+        moment = alone.advance(moment, r, answer.features[0], (3, 4), None, evidence)
+        plain = made._score(
+            percept(t), answer.features, answer.context, torch.zeros_like(made.relevance_weight)
+        )
+        assert t or torch.allclose(plain.softmax(1)[0], evidence)  # nothing is learned before the first
+    assert not torch.allclose(r, evidence, rtol=0.01)
     kept = made.in_time.predictor
     assert kept is not None
     assert kept.moment is not None

@@ -53,7 +53,7 @@ class InTime(nn.Module):
 
     def __init__(self, config: "ArrCocConfig", context_width: int, feature_width: int) -> None:
         super().__init__()
-        self.predict_gain, self.temporal_gain = config.predict_gain, config.temporal_gain
+        self.predict_gain, self.temporal_gain = config.predict_gain or 0.0, config.temporal_gain or 0.0
         self.predictor: RelevancePredictor | None = None
         self.association: TemporalAssociation | None = None
         if config.predict_gain is not None:

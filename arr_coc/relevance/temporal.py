@@ -54,12 +54,12 @@ class TemporalAssociation(nn.Module):
         self.second_moment: Tensor  # sum of f f', a mean over the tokens of each frame, (F, F)
         self.matches: Tensor  # their sum and number, (2,)
         self.count: Tensor  # t
-        wide = {"dtype": torch.float64}
-        self.register_buffer("association", torch.zeros(context_width, feature_width, **wide))
-        self.register_buffer("feature_trace", torch.zeros(feature_width, **wide))
-        self.register_buffer("match_trace", torch.zeros(context_width, **wide))
-        self.register_buffer("second_moment", torch.zeros(feature_width, feature_width, **wide))
-        self.register_buffer("matches", torch.zeros(2, **wide))
+        wide = torch.float64
+        self.register_buffer("association", torch.zeros(context_width, feature_width, dtype=wide))
+        self.register_buffer("feature_trace", torch.zeros(feature_width, dtype=wide))
+        self.register_buffer("match_trace", torch.zeros(context_width, dtype=wide))
+        self.register_buffer("second_moment", torch.zeros(feature_width, feature_width, dtype=wide))
+        self.register_buffer("matches", torch.zeros(2, dtype=wide))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def pair(self, pre: Tensor, post: Tensor, dt: float = 1.0) -> None:
