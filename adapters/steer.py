@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from arr_coc.adapters import pointing
-from arr_coc.adapters.capture import RowTap, tapped
+from arr_coc.adapters.capture import RowTap, tap_of
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody, goes_on
 from arr_coc.adapters.grid import grid_of
@@ -74,7 +74,7 @@ class Steering:
         if self.pool is not None:
             self._hook = self.pool.register_forward_pre_hook(self._pooling, with_kwargs=True)
         for module in modules:
-            tap = tapped(module)
+            tap = tap_of(module)
             if tap is None:
                 tap = RowTap(module)
                 self._own.append(tap)
@@ -187,14 +187,16 @@ def steered(
         yield
         return
     shown = {k: v for k, v in inputs.items() if v is not None}
+    bias: Bias | None
     if isinstance(steering.body, DualEncoderBody):
         said = {"context_ids": context_ids, "context_attention_mask": context_attention_mask}
         bias = _of_pictures(attached, steering, steering.body, shown, said)
     elif goes_on(shown):
         bias = steering.last
     else:
-        shown = {k: v for k, v in shown.items() if isinstance(v, Tensor)}
-        bias = steering.last = _of_prompts(attached, steering, steering.body, shown, labels)
+        prompt = {k: v for k, v in shown.items() if isinstance(v, Tensor)}
+        taught = prompt.pop("labels", labels)
+        bias = steering.last = _of_prompts(attached, steering, steering.body, prompt, taught)
     with steering.during(bias):
         yield
 
