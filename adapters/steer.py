@@ -45,8 +45,8 @@ class Steering:
         body: of the attached model.
         strength: what log(N r_n) is multiplied with; below 0 the model looks away.
         layers: blocks of the image tower (of its class token's row) or of the language model (of the rows
-            behind the image); negative ones count from the top; empty for the upper half. Where a head of its
-            own pools, that is steered.
+            behind the image); negative ones count from the top; empty for all that can be. Where a head of
+            its own pools, that is steered.
         ways, in_pixels: where a person says that it should look, as in `point_out`; none: what is relevant.
 
     Raises:
@@ -135,7 +135,7 @@ def _steerable(body: DualEncoderBody | GenerativeBody, layers: tuple[int, ...]) 
     if isinstance(body, GenerativeBody) and not isinstance(body.source, InSequence):
         raise ValueError(f"{name} attends to its visual tokens from beside its blocks: it cannot be steered")
     found = []
-    for number in choose_sites(layers, depth, tuple(range(depth // 2, depth))):
+    for number in choose_sites(layers, depth, tuple(range(depth))):
         inside = attention_in(body.tower.blocks[number])
         module: Any = next((m for path, m in inside if not is_cross(path, m)), None)
         slides = getattr(module, "is_sliding", False) or getattr(module, "sliding_window", None)
