@@ -28,7 +28,7 @@ def _attend(
     return _taps[module].attend(module, query, key, value, attention_mask, **kwargs)
 
 
-def tapped(module: nn.Module) -> "RowTap | None":
+def tap_of(module: nn.Module) -> "RowTap | None":
     """The tap on an attention module, if there is one."""
     return _taps.get(module)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from arr_coc.adapters import pointing
-from arr_coc.adapters.capture import RowTap, tapped
+from arr_coc.adapters.capture import RowTap, tap_of
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody, goes_on
 from arr_coc.adapters.grid import grid_of
@@ -45,8 +45,8 @@ class Steering:
         body: of the attached model.
         strength: what log(N r_n) is multiplied with; below 0 the model looks away.
         layers: blocks of the image tower (of its class token's row) or of the language model (of the rows
-            behind the image); negative ones count from the top; empty for the upper half. Where a head of its
-            own pools, that is steered.
+            behind the image); negative ones count from the top; empty for all that can be. Where a head of
+            its own pools, that is steered.
         ways, in_pixels: where a person says that it should look, as in `point_out`; none: what is relevant.
 
     Raises:
@@ -74,7 +74,7 @@ class Steering:
         if self.pool is not None:
             self._hook = self.pool.register_forward_pre_hook(self._pooling, with_kwargs=True)
         for module in modules:
-            tap = tapped(module)
+            tap = tap_of(module)
             if tap is None:
                 tap = RowTap(module)
                 self._own.append(tap)
@@ -135,7 +135,7 @@ def _steerable(body: DualEncoderBody | GenerativeBody, layers: tuple[int, ...]) 
     if isinstance(body, GenerativeBody) and not isinstance(body.source, InSequence):
         raise ValueError(f"{name} attends to its visual tokens from beside its blocks: it cannot be steered")
     found = []
-    for number in choose_sites(layers, depth, tuple(range(depth // 2, depth))):
+    for number in choose_sites(layers, depth, tuple(range(depth))):
         inside = attention_in(body.tower.blocks[number])
         module: Any = next((m for path, m in inside if not is_cross(path, m)), None)
         slides = getattr(module, "is_sliding", False) or getattr(module, "sliding_window", None)
@@ -194,8 +194,9 @@ def steered(
     elif goes_on(shown):
         bias = steering.last
     else:
-        shown = {k: v for k, v in shown.items() if isinstance(v, Tensor)}
-        bias = steering.last = _of_prompts(attached, steering, steering.body, shown, labels)
+        prompt = {k: v for k, v in shown.items() if isinstance(v, Tensor)}
+        taught = prompt.pop("labels", labels)
+        bias = steering.last = _of_prompts(attached, steering, steering.body, prompt, taught)
     with steering.during(bias):
         yield
 

@@ -170,6 +170,21 @@ def test_the_rows_behind_the_image_attend_by_softmax_of_logits_and_bias() -> Non
     attached.detach()
 
 
+def test_answers_that_stand_behind_a_prompt_are_steered_by_what_they_are_asked() -> None:
+    """Teacher forcing: the same labels' loss, read from a steered pass with labels and from one without."""
+    answered = tiny.answered(tiny.generative_inputs(), torch.tensor([[7, 2], [8, 2]]))
+    attached = attach(tiny.generative(), SMALL)
+    labels = answered.pop("labels")
+    with attached.steer(1.0):
+        taught = attached.perceive(labels=labels, **answered).output.logits
+        loss = attached(**answered, labels=labels).loss
+    bare = attached.perceive(labels=labels, **answered).output.logits
+    assert float((taught - bare).abs().max()) > 1e-4
+    flat = torch.nn.functional.cross_entropy(taught[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(loss, flat, rtol=1e-5, atol=1e-6)
+    attached.detach()
+
+
 def test_decoding_goes_on_from_what_the_prompt_was_steered_by() -> None:
     """With a cache, without one, with beams, by hand and with another kernel: one and the same answer."""
     inputs = padded()
