@@ -68,7 +68,8 @@ class RowTap:
         other = object.__new__(type(self))
         memo[id(self)] = other
         module = copy.deepcopy(self._module(), memo)
-        other.original, other.rows, other.result = copy.deepcopy(self.original, memo), None, None
+        other.original = copy.deepcopy(self.original, memo)
+        other.rows = other.result = other.bias = None  # of a pass that is running, if any
         other._module = weakref.ref(module)
         other._tap(module)
         return other
