@@ -266,6 +266,34 @@ def test_autocast_is_for_the_model_alone(tmp_path) -> None:
     assert one.predict(pictures(4)).predictions.dtype == "float32"
 
 
+def test_mixed_precision_of_the_launcher_is_that_of_the_arguments_and_statistics_stay_wide(
+    tmp_path, monkeypatch
+) -> None:
+    said = trainer(tmp_path, bf16=True)
+    said.train()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # accelerate launch --mixed_precision bf16
+    launched, wide = trainer(tmp_path), attach(tiny.dual(), SMALL)
+    launched.train()
+    assert launched.accelerator.mixed_precision == "bf16"
+    assert same(learned(said), learned(launched))
+    assert {k: t.dtype for k, t in learned(launched).items()} == {
+        k: t.dtype for k, t in learned(wide).items()
+    }
+    assert learned(launched)["readout.weight"].dtype == torch.float64
+
+
+def test_workers_read_the_same_and_a_run_with_them_is_resumed(tmp_path) -> None:
+    changes = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 5}
+    alone = trainer(tmp_path / "alone", **changes)
+    alone.train()
+    changes |= {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+    whole, resumed = (trainer(tmp_path / "workers", **changes) for _ in range(2))
+    whole.train()
+    assert same(learned(alone), learned(whole))
+    resumed.train(str(tmp_path / "workers" / "checkpoint-10"))  # in the second epoch
+    assert same(learned(whole), learned(resumed))
+
+
 def test_no_tensor_of_the_backbone_wants_a_gradient_and_all_is_given_back(tmp_path) -> None:
     model, asked = tiny.dual(), []
     before = {k: t.clone() for k, t in model.state_dict().items()}
@@ -361,9 +389,11 @@ def test_callbacks_hear_what_is_logged(tmp_path) -> None:
         ({"label_smoothing_factor": 0.1}, "one-hot"),
         ({"accelerator_config": {"split_batches": True}}, "every rank reads"),
         ({"bf16_full_eval": True}, "round what was learned"),
+        ({"torch_compile": True, "torch_compile_backend": "eager"}, "run uncompiled"),
     ],
 )
-def test_arguments_without_a_meaning_are_refused(tmp_path, changes: dict, words: str) -> None:
+def test_arguments_without_a_meaning_are_refused(tmp_path, monkeypatch, changes: dict, words: str) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # TrainingArguments writes to it
     model = tiny.dual()
     with pytest.raises(ValueError, match=words):
         ArrCocTrainer(model, arguments(tmp_path, **changes), dual_collate, pictures(4), adapter=SMALL)

@@ -34,6 +34,10 @@ def refuse(args: Any) -> None:
             config.split_batches or config.dispatch_batches,
             "every rank reads whole batches of its own",
         ),
+        "torch_compile": (
+            args.torch_compile,
+            "activations are read between the blocks, so the model would run uncompiled",
+        ),
         "fp16_full_eval/bf16_full_eval": (full, "they round what was learned; load the model in that dtype"),
     }
     for name, (given, why) in wrong.items():
