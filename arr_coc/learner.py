@@ -1,18 +1,17 @@
 """The learner: percept in, answer out, and one online step per label or reward. Plain tensors, no model."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
+from arr_coc import acting
 from arr_coc.answer import Answer, fuse, near
 from arr_coc.config import ArrCocConfig
 from arr_coc.error_module import ErrorModules
 from arr_coc.familiarity import Familiarity, scene_statistics, trust
 from arr_coc.ladder import Climb, Ladder
-from arr_coc.neuromodulator import max_boltzmann, reward_prediction_error, surprise_gate
+from arr_coc.neuromodulator import surprise_gate
 from arr_coc.optimizer import Optimizer
-from arr_coc.pending import Eligibility, Pending, left_by
+from arr_coc.pending import Eligibility, Pending
 from arr_coc.percept import Percept
 from arr_coc.precision import exact
 from arr_coc.readout import PrecisionReadout
@@ -349,82 +348,13 @@ class Learner(nn.Module):
     def act(
         self, percept: Percept, keys: list[str], choice: Tensor | None = None
     ) -> tuple[Tensor, list[Eligibility]]:
-        """Choose one of the candidates per sample by its value; returns the choice (B,) and what a reward
-        will need.
-
-        A candidate that was never met has the value 0. The choice is the best one (with `explore_bonus` times
-        its standard deviation on top), or with probability `explore` a draw from the softmax of that; or the
-        one given, where the choice was made elsewhere.
-        """
-        answer = self.answer(percept)
-        rows = self.readout.rows(keys, grow=True)
-        values = torch.nn.functional.pad(answer.values, (0, len(self.classes) - answer.values.shape[1]))
-        if choice is None:
-            hoped = values[:, rows.to(values.device)]
-            if self.config.explore_bonus and self.config.readout == "precision":
-                spread = self.readout.variance(answer.climb.phi, rows).sqrt()
-                hoped = hoped + self.config.explore_bonus * spread.to(hoped)
-            choice = max_boltzmann(hoped, self.config.explore, self.generator)
-        chosen = rows.to(choice.device)[choice]
-        # attentional feedback from the chosen answer alone, whatever rule trains the ladder
-        self.rule.prepare(self.ladder, len(self.classes))
-        alone = torch.nn.functional.one_hot(chosen, len(self.classes)).to(answer.climb.phi)
-        readout = self.readout.weight.to(alone)
-        feedback, gates = self.rule.attend(self.ladder, answer.climb, alone, readout, int(self.step))
-        direction, rho = self._eligible(percept, answer, feedback)
-        predicted = values.gather(1, chosen.unsqueeze(1)).squeeze(1)
-        left = left_by(answer, chosen, predicted, gates, direction, rho, percept.asked)
-        self._pass(percept, answer)
-        return choice, left
+        """Choose one of the candidates per sample by its value; see `acting.act`."""
+        return acting.act(self, percept, keys, choice)
 
     @exact
     def reward(self, eligibility: list[Eligibility], reward: Tensor) -> Tensor:
-        """Three factors: reward prediction error x the eligibility that the action left; returns delta (B,).
-
-        Raises:
-            FloatingPointError: if an update would not be finite; then nothing has changed.
-        """
-        if not eligibility:
-            return torch.zeros(0, dtype=torch.float64)
-        config = self.config
-        predicted = torch.tensor([e.predicted for e in eligibility], dtype=torch.float64)
-        delta = reward_prediction_error(reward.to(predicted), predicted)
-        if not (torch.isfinite(delta).all() and all(e.finite() for e in eligibility)):
-            raise FloatingPointError(
-                "a reward or what its action left behind is not finite; nothing was changed"
-            )
-        for trace, d in zip(eligibility, delta.tolist(), strict=True):
-            if self._learns_relevance(trace.asked):
-                size = trace.context.new_tensor([abs(d)])
-                rho = None if trace.own is None else math.copysign(trace.own, d * trace.own)
-                self.three_factor.learn(
-                    self.relevance_weight,
-                    trace.asked,
-                    trace.context.unsqueeze(0),
-                    d * trace.direction.unsqueeze(0),
-                    size,
-                    None if rho is None else size.new_tensor([rho]),
-                )
-            self._reward_ladder(trace, d)
-        rows = torch.tensor([e.row for e in eligibility])
-        self.readout.meet(rows, torch.arange(1, len(rows) + 1) + int(self.step))
-        if config.readout == "precision":
-            self.readout.learn_outcomes(torch.stack([e.phi for e in eligibility]), rows, reward)
-            self.scenes.learn(torch.stack([e.scene for e in eligibility]))
-        self.step += len(rows)
-        return delta
-
-    def _reward_ladder(self, trace: Eligibility, delta: float) -> None:
-        """Delta W_l = + delta g_l z_{l-1}', and under "delta" Delta R_s = + delta phi', for what the action
-        left behind, however late its reward came."""
-        config = self.config
-        if not config.eta_ladder and config.readout != "delta":
-            return
-        step = torch.zeros_like(self.readout.weight)
-        step[trace.row] = delta * trace.phi.to(step)
-        updates = Updates(trace.moves(delta), step)
-        self.rule.prepare(self.ladder, len(self.classes))
-        self._move(self.rule.accompany(self.ladder, updates, self.readout.weight))
+        """Learn from how good actions were; the reward prediction errors, (B,); see `acting.reward`."""
+        return acting.reward(self, eligibility, reward)
 
     def _move(self, updates: Updates) -> None:
         """Take a step along the updates of W and b, of what the rule keeps, and of a delta readout."""

@@ -43,9 +43,9 @@ FAULTS = {
         "test_rules.py::test_a_late_reward_moves_the_ladder_as_the_gradient_asked_when_the_choice_was_made",
     ),
     "a late reward teaches the best answer, not the chosen one": (
-        "learner.py",
-        "one_hot(chosen, len(self.classes)).to(answer.climb.phi)",
-        "one_hot((chosen + 1) % len(self.classes), len(self.classes)).to(answer.climb.phi)",
+        "acting.py",
+        "one_hot(chosen, len(learner.classes)).to(answer.climb.phi)",
+        "one_hot((chosen + 1) % len(learner.classes), len(learner.classes)).to(answer.climb.phi)",
         "test_rules.py::test_a_late_reward_moves_the_ladder_as_the_gradient_asked_when_the_choice_was_made",
     ),
     "a target's difference is not taken": (
