@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from arr_coc.adapters.answers import IGNORE, behind, labels_for, new_tokens
-from arr_coc.adapters.checks import rewards
+from arr_coc.adapters.checks import label_rows, rewards
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.perceived import Handle, Perceived
 
@@ -14,13 +14,18 @@ if TYPE_CHECKING:
     from arr_coc.adapters.attach import ArrCocModel
 
 
-def act(attached: "ArrCocModel", inputs: dict[str, Any]) -> Handle:
-    """See `ArrCocModel.act`: the first plastic adapter chooses, and all of them remember."""
+def act(attached: "ArrCocModel", inputs: dict[str, Any], choice: Tensor | None = None) -> Handle:
+    """See `ArrCocModel.act`: the first plastic adapter chooses, where nobody did, and all of them
+    remember."""
     if isinstance(attached.body, GenerativeBody):
+        if choice is not None:
+            raise TypeError("a generative model writes its own answer; choice= is for candidate texts")
         return _act_in_words(attached, attached.body, inputs)
     seen = attached.perceive(**inputs)
+    if choice is not None:
+        choice = label_rows(choice, seen.percept.batch, len(seen.keys), "choice")
     groups = [[place] for place in range(seen.percept.batch)]
-    choice, numbers = _remember(attached, seen, seen.keys, None, groups)
+    choice, numbers = _remember(attached, seen, seen.keys, choice, groups)
     return Handle(next(iter(numbers.values())), choice, numbers)
 
 

@@ -247,12 +247,16 @@ class ArrCocModel(AdapterSet):
         self._check_plastic()
         return point_out(self, {"click": click, "box": box, "mask": mask}, in_pixels, inputs)
 
-    def act(self, **inputs: Any) -> Handle:
+    def act(self, choice: Tensor | None = None, **inputs: Any) -> Handle:
         """Choose (dual: one of the candidate texts; generative: `generate`), and remember what a reward will
-        need."""
+        need.
+
+        Args:
+            choice: for a dual encoder, the candidates that were chosen elsewhere, (B,) rows of `input_ids`.
+        """
         self._on()
         self._check_plastic()
-        return act(self, inputs)
+        return act(self, inputs, choice)
 
     def reward(self, handle: Handle, reward: Tensor | float) -> Tensor:
         """Tell how good an action was, r in [0, 1] per sample, once; may come late and out of order.

@@ -51,20 +51,20 @@ def token_ids(ids: Any, name: str, shape: str) -> None:
         raise TypeError(f"{name} has dtype {ids.dtype}; whole numbers are needed")
 
 
-def label_rows(labels: Any, batch: int, candidates: int) -> Tensor:
+def label_rows(labels: Any, batch: int, candidates: int, name: str = "labels") -> Tensor:
     """(B,) whole numbers in [0, candidates)."""
     if not isinstance(labels, Tensor):
         labels = torch.as_tensor(labels)
     if labels.shape != (batch,):
         raise ValueError(
-            f"labels has shape {tuple(labels.shape)}; ({batch},) is needed, one candidate row per sample"
+            f"{name} has shape {tuple(labels.shape)}; ({batch},) is needed, one candidate row per sample"
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise TypeError(f"labels has dtype {labels.dtype}; whole numbers are needed")
+        raise TypeError(f"{name} has dtype {labels.dtype}; whole numbers are needed")
     wrong = [int(v) for v in labels if not 0 <= v < candidates]
     if wrong:
         raise ValueError(
-            f"labels {wrong} are out of range: there are {candidates} candidates, 0 to {candidates - 1}"
+            f"{name} {wrong} are out of range: there are {candidates} candidates, 0 to {candidates - 1}"
         )
     return labels
 

@@ -64,7 +64,8 @@ class ArrCocConfig:
         eta_own: step of the own gain, which is learned for each context (see `relevance.OwnGain`); 0 leaves
             it as it is.
         own_first: multiply each sample's part in the step of U by (1 - g / 2)^2, g the own gain: what the
-            model's own score finds need not be learned. Without a score, or with eta_own = 0, it is 1.
+            model's own score finds need not be learned. Without a score, with eta_own = 0, or where somebody
+            pointed, it is 1.
         centre_contexts: subtract the running mean of the contexts before U sees them.
         context_key: replace c on the update side by its key Q c / (c' Q c), Q the recursive inverse
             correlation.

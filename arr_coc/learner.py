@@ -338,8 +338,8 @@ class Learner(nn.Module):
         r = answer.settled.relevance
         own = percept.own.to(r) if percept.own is not None and self.config.eta_own else None
         step = pointed(target.to(r), r, answer.features, own)
-        weight, gate, eta = self.relevance_weight, self._gate(answer), self.config.eta_pointed
-        self.three_factor.learn(weight, percept.asked, answer.context, *step, gate, eta=eta)
+        weight, gate = self.relevance_weight, self._gate(answer)
+        self.three_factor.learn(weight, percept.asked, answer.context, *step, gate, told_where=True)
         return answer
 
     # -- reward ----------------------------------------------------------------------------------------------

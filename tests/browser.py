@@ -21,8 +21,8 @@ FLAGS = (
 
 
 @contextlib.contextmanager
-def opened(page: Path, profile: Path) -> Iterator[Any]:
-    """A driver with the page open; what the page logs as an error fails the test."""
+def opened(page: Path | str, profile: Path) -> Iterator[Any]:
+    """A driver with the page, a file or an address, open; what it logs as an error fails the test."""
     webdriver = pytest.importorskip("selenium.webdriver")
     paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
     if None in paths:
@@ -34,7 +34,7 @@ def opened(page: Path, profile: Path) -> Iterator[Any]:
         options.add_argument(flag)
     driver = webdriver.Chrome(options, webdriver.ChromeService(paths[1]))
     try:
-        driver.get(page.as_uri())
+        driver.get(page if isinstance(page, str) else page.as_uri())
         yield driver
         assert [line for line in driver.get_log("browser") if line["level"] == "SEVERE"] == []
     finally:

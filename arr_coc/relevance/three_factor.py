@@ -40,7 +40,7 @@ class ThreeFactor:
         rho: Tensor | None,
         gate: Tensor | None = None,
         whole: Tensor | None = None,
-        eta: float | None = None,
+        told_where: bool = False,
     ) -> None:
         """One step of U and of the own gain for contexts (B, C).
 
@@ -50,11 +50,12 @@ class ThreeFactor:
             direction: of U, for each sample, (B, F).
             size: |delta|, (B,). rho: of the own gain, (B,). gate: the neuromodulator's, (B,); None: 1.
             whole: dU itself, (C, F), from a rule that has it; then `direction` is not used.
-            eta: of U; None: the config's.
+            told_where: somebody pointed, who is not to be doubted: eta is `eta_pointed`, and what the model's
+                own score finds is learned all the same.
         """
         self.meet(weight, asked, context)
-        eta = self.config.eta if eta is None else eta
-        first = rho is not None and self.config.own_first
+        eta = self.config.eta_pointed if told_where else self.config.eta
+        first = rho is not None and self.config.own_first and not told_where
         open_ = self.gain.openness(context).to(size) if first else torch.ones_like(size)
         if whole is None:
             self._move(weight, context, direction, size, open_ if gate is None else gate * open_, eta)
