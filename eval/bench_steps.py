@@ -220,7 +220,7 @@ def _speaking(model: Any, batch: int, config: ArrCocConfig | None) -> list[Step]
     fitted, fresh, plain, actor = (attach(sharing(model), config) for _ in range(4))
     for _ in range(4):
         fitted.learn(labels=labels, **given)
-    how = {"max_new_tokens": WRITTEN, "min_new_tokens": WRITTEN, "do_sample": False}
+    how: dict[str, Any] = {"max_new_tokens": WRITTEN, "min_new_tokens": WRITTEN, "do_sample": False}
 
     def write() -> Any:
         with torch.inference_mode():

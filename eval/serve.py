@@ -74,7 +74,7 @@ def page(desk: Desk) -> Any:
     def tell(said: Said | None, answer: str) -> tuple[Any, ...]:
         return taught(said, lambda said: desk.tell(said, answer))
 
-    def point(said: Said | None, place: gr.SelectData) -> tuple[Any, ...]:
+    def point(said: Said | None, place: gr.SelectData) -> tuple[Any, ...]:  # type: ignore[name-defined]
         def lesson(said: Said) -> Said:
             sides = said.seen.picture().size
             x, y = ((float(v) + 0.5) / side for v, side in zip(place.index, sides, strict=True))
