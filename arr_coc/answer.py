@@ -14,7 +14,8 @@ class Answer:
     """What the learner makes of a percept.
 
     Args:
-        relevance: r as it pools, settled and spread, (B, N), sums to 1 over the tokens.
+        relevance: settled, and supported by its neighbours, (B, N), sums to 1 over the tokens.
+        reading: the weights that features are read with: settled, and spread, (B, N), sums to 1.
         surprise: F, (B,).
         values: R phi, (B, K) in float64 (and on the CPU where the device has none), one column per class in
             `Learner.classes`.
@@ -31,6 +32,7 @@ class Answer:
     """
 
     relevance: Tensor
+    reading: Tensor
     surprise: Tensor
     values: Tensor
     trust: Tensor

@@ -52,8 +52,8 @@ class ArrCocConfig:
             `relevance.temporal`); 0 only learns, None is off.
         temporal_tau: of the window of that association, in moments, both before and after.
         temporal_penalty: what a feature after the match costs, where one before it earns 1.
-        spread: relevance is shared with the tokens up to this far away on the grid, where there is one; 0 for
-            none.
+        spread: what is relevant is read with the tokens up to this far away on the grid, where there is one,
+            and shown where those are relevant too; 0: neighbours have no say.
         settle_tolerance: settling stops when no r_n moves by more.
         settle_steps: and after this many steps at the latest.
         learn_relevance: whether U and the own gain are learned.

@@ -30,6 +30,7 @@ from arr_coc.relevance import (
     relevance_direction,
     settle,
     spread,
+    supported,
     token_feedback,
 )
 from arr_coc.rules import Teaching, Updates, make_rule
@@ -86,12 +87,13 @@ class Learner(nn.Module):
         features, scene = self._seen(percept)
         context = self._context(percept.context)
         gamma, settled, course = self._settle(percept, features, context)
-        relevance = self._spread(settled.relevance, percept)
-        climb = self.rule.infer(self.ladder, self._climb(relevance, features, context, percept))
+        reading = self._spread(settled.relevance, percept)
+        climb = self.rule.infer(self.ladder, self._climb(reading, features, context, percept))
         errors = self.errors.errors(climb.states, context)
         novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), self.scenes.novelty(scene))
         return Answer(
-            relevance=relevance,
+            relevance=self._supported(settled.relevance, percept),
+            reading=reading,
             surprise=self.errors.surprise(errors),
             values=near(self.readout.values(climb.phi), climb.phi),
             trust=near(trust(novelty, self.config.trust_sharpness), climb.phi),
@@ -167,19 +169,23 @@ class Learner(nn.Module):
         grid = self._spread_grid(percept)
         return relevance if grid is None else spread(relevance, grid, self.config.spread)
 
+    def _supported(self, relevance: Tensor, percept: Percept) -> Tensor:
+        grid = self._spread_grid(percept)
+        return relevance if grid is None else supported(relevance, grid, self.config.spread)
+
     def _spread_grid(self, percept: Percept) -> tuple[int, int] | None:
         """The grid to spread on; none where tokens are missing, so that nothing is shared with those."""
         return percept.grid if self.config.spread and percept.mask is None else None
 
     def _climb(
         self,
-        relevance: Tensor,
+        reading: Tensor,
         features: Tensor,
         context: Tensor,
         percept: Percept,
         weights: dict[str, Tensor] | None = None,
     ) -> Climb:
-        drive = torch.bmm(relevance.unsqueeze(1), features).squeeze(1)  # (B, F)
+        drive = torch.bmm(reading.unsqueeze(1), features).squeeze(1)  # (B, F)
         return self.ladder.climb(drive, context, percept.state, weights)
 
     def fuse(self, own_logits: Tensor, keys: list[str] | Tensor, answer: Answer) -> Tensor:
@@ -306,7 +312,7 @@ class Learner(nn.Module):
         """What each sample weighs in the readout: 1, or how concentrated its relevance was."""
         if self.config.evidence == "uniform" or not self._learns_relevance(percept.asked):
             return None
-        return concentration(answer.relevance).clamp_min(1e-3)
+        return concentration(answer.reading).clamp_min(1e-3)
 
     def _pass(self, percept: Percept, answer: Answer) -> None:
         """Let time pass, where it counts."""

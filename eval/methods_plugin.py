@@ -37,12 +37,12 @@ class Plugin(Method):
             answer = self.learner.answer(batch.percept)
             own = batch.own_logits(texts)
             if self._fused:
-                return Answered(self.learner.fuse(own, texts, answer), answer.relevance)
+                return Answered(self.learner.fuse(own, texts, answer), answer.reading)
             rows = self.learner.readout.rows(texts)
             scores = torch.full((len(own), len(texts)), -torch.inf, dtype=torch.float64)
             if len(self.learner.classes):
                 scores[:, rows >= 0] = answer.values[:, rows[rows >= 0]].double()
-            return Answered(scores, answer.relevance)
+            return Answered(scores, answer.reading)
 
     def state_bytes(self) -> int:
         return state.size(self.learner)

@@ -76,7 +76,7 @@ def pointing(learner: Learner, store: Store, rows: Tensor) -> float:
     """Mean share of the largest tokens that lie inside the truth."""
     batch = store.batch(rows)
     assert batch.mask is not None
-    relevance = learner.answer(batch.percept).relevance
+    relevance = learner.answer(batch.percept).reading
     top = relevance == relevance.amax(1, keepdim=True)
     return float(((top & batch.mask).sum(1) / top.sum(1)).mean())
 

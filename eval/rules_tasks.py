@@ -161,7 +161,7 @@ def same_different(
 
     def relevant(learner: Learner, percept: Percept, some: list[Sample]) -> Tensor:
         if not given:
-            return learner.answer(percept).relevance
+            return learner.answer(percept).reading
         true = torch.from_numpy(np.stack([s["mask"] for s in some])).flatten(1).float()
         return true / true.sum(1, keepdim=True)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from arr_coc import ArrCocConfig, Learner, Percept
-from arr_coc.relevance import gather, relevance_direction, spread, token_feedback
+from arr_coc.relevance import gather, relevance_direction, spread, supported, token_feedback
 
 GRID = (4, 5)
 
@@ -31,6 +31,35 @@ def test_spread_and_gather_are_the_neighbourhood_and_its_adjoint(radius: int) ->
     torch.testing.assert_close(spread(r, GRID, radius), r @ kernel.T, rtol=0, atol=1e-14)
     torch.testing.assert_close(gather(s, GRID, radius), s @ kernel, rtol=0, atol=1e-14)
     torch.testing.assert_close(spread(r, GRID, radius).sum(1), torch.ones(3, dtype=torch.float64))
+
+
+def test_support_is_the_product_with_the_neighbourhoods_mean() -> None:
+    torch.manual_seed(0)
+    r = torch.randn(3, 20, dtype=torch.float64).softmax(1)
+    both = r * (r @ neighbourhood(1))
+    torch.testing.assert_close(supported(r, GRID, 1), both / both.sum(1, keepdim=True), rtol=0, atol=1e-14)
+    even = torch.full((1, 20), 0.05, dtype=torch.float64)
+    torch.testing.assert_close(supported(even, GRID, 2), even, rtol=0, atol=1e-16)
+    # of two tokens as relevant, the one with a relevant neighbour wins over the stray
+    two = torch.zeros(1, 20, dtype=torch.float64)
+    two[0, [0, 1, 19]] = torch.tensor([0.4, 0.2, 0.4], dtype=torch.float64)
+    assert supported(two, GRID, 1)[0, 0] > supported(two, GRID, 1)[0, 19]
+
+
+def test_an_answer_is_shown_where_neighbours_agree_and_read_with_what_stands_around() -> None:
+    torch.manual_seed(2)
+    learner = Learner(ArrCocConfig(width=4, expansion=0, spread=1), [4], 3)
+    learner.relevance_weight += torch.randn_like(learner.relevance_weight)
+    percept = Percept((torch.randn(2, 20, 4),), torch.rand(2, 20), torch.randn(2, 3), grid=GRID)
+    answer = learner.answer(percept)
+    r, kernel = answer.settled.relevance.double(), neighbourhood(1)
+    both = r * (r @ kernel)
+    torch.testing.assert_close(answer.reading.double(), r @ kernel.T, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        answer.relevance.double(), both / both.sum(1, keepdim=True), rtol=1e-5, atol=1e-7
+    )
+    drives = torch.einsum("bn,bnf->bf", answer.reading, answer.features)
+    torch.testing.assert_close(answer.climb.drives[0], drives, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_learned_through_the_spread_is_the_gradient() -> None:

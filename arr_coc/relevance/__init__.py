@@ -14,7 +14,7 @@ from arr_coc.relevance.pointing import (
 from arr_coc.relevance.predict import RelevancePredictor
 from arr_coc.relevance.score import log_precision
 from arr_coc.relevance.settle import Settled, concentration, energy, settle
-from arr_coc.relevance.spread import gather, spread
+from arr_coc.relevance.spread import gather, spread, supported
 from arr_coc.relevance.temporal import TemporalAssociation
 from arr_coc.relevance.three_factor import ThreeFactor
 
@@ -40,5 +40,6 @@ __all__ = [
     "relevance_direction",
     "settle",
     "spread",
+    "supported",
     "token_feedback",
 ]

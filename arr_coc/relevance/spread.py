@@ -1,11 +1,19 @@
-"""Spread: relevance of a token is shared with its neighbours on the grid, so that an item is read whole.
+"""Spread: what is relevant is read with what stands around it, and is shown where its neighbours agree.
 
 What makes a token relevant (its colour, say) is often clearest at one spot of an item, and the answer is in
-all of it.
+all of it: so features are read with weights K r. But an item covers neighbouring tokens, and one that is
+relevant by itself is a stray: so a map of relevance is r times what stands around it.
 """
 
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
+
+
+def supported(relevance: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
+    """q_n = r_n (K'r)_n / sum_m r_m (K'r)_m, (B, N): r times its mean around each token; sums to 1, and an
+    even r stays even."""
+    both = relevance * gather(relevance, grid, radius)
+    return both / both.sum(1, keepdim=True)
 
 
 def spread(relevance: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
