@@ -13,4 +13,3 @@ def released() -> None:
     """What the files before left attached is gone: trainers stand in cycles, and tests count the taps. (Not
     behind a file: its last test still holds its fixtures then.)"""
     gc.collect()
-    return
