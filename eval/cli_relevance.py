@@ -18,7 +18,9 @@ def relevance(
     adapter: Annotated[
         Path | None, typer.Option(help="with a picture: a folder with what was learned")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="P1: mosaics; P3: a planted shortcut; further")] = "P1",
+    protocol: Annotated[
+        str, typer.Option(help="P1: mosaics; P2: questions; P3: a planted shortcut; further")
+    ] = "P1",
     seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
     images: Annotated[
         int, typer.Option(min=1, help="mosaics a kind and seed, to the nearest whole Latin square")
@@ -31,9 +33,9 @@ def relevance(
     """What is relevant in a picture for a text, as a page; without a picture, how well relevance points at
     what is asked for, beside every baseline, with intervals and costs.
 
-    P1 asks for every cell of mosaics by its text. P3 plants a shortcut into small twin models and looks
-    whether a map of them shows it. "further" drops tokens, draws weights anew and reads relevance as a
-    probability.
+    P1 asks for every cell of mosaics by its text. P2 asks a generative model two questions about a mosaic. P3
+    plants a shortcut into small twin models and looks whether a map of them shows it. "further" drops tokens,
+    draws weights anew and reads relevance as a probability.
     """
     from arr_coc.eval import relevance_run, seen_page
     from arr_coc.eval.report import check_target, write

@@ -8,10 +8,19 @@ from typing import Any
 import numpy as np
 
 from arr_coc.adapters import embedded
-from arr_coc.eval import relevance_exam, relevance_further, relevance_report, relevance_shortcut
+from arr_coc.eval import (
+    relevance_exam,
+    relevance_further,
+    relevance_questions,
+    relevance_questions_report,
+    relevance_report,
+    relevance_shortcut,
+)
 from arr_coc.eval.percepts import Progress
 from arr_coc.eval.relevance_protocols import KINDS
 from arr_coc.eval.rules_report import Shown
+
+TAUGHT = 800  # questions about other mosaics, for the rows of P2 that learn
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,23 @@ def referral(asked: Asked) -> Found:
     return Found(tables, lines, {"costs": costs, "results": [r.to_dict() for r in results]})
 
 
+def questions(asked: Asked) -> Found:
+    """P2: a generative model is asked about mosaics of coloured shapes."""
+    bare, processor = embedded.load("generative", folder=None if asked.model == "dual" else Path(asked.model))
+    seeds = list(asked.seeds)[:1] if asked.quick else asked.seeds
+    taught, tables, results = (32 if asked.quick else TAUGHT), [], []
+    for grid in (2,) if asked.quick else (2, 3):
+        count = 6 if asked.quick else asked.images
+        found = relevance_questions.exam(bare, processor, grid, seeds, count, taught, progress=asked.progress)
+        results.append(found.to_dict())
+        tables += [
+            relevance_questions_report.answered(found),
+            relevance_questions_report.located(found, taught),
+            relevance_questions_report.paired(found, taught),
+        ]
+    return Found(tables, [], {"results": results})
+
+
 def shortcut(asked: Asked) -> Found:
     """P3: one of two twins was told the label by a dot, and a map of it has to show that."""
     seeds = list(asked.seeds)[:1] if asked.quick else asked.seeds
@@ -78,7 +104,12 @@ def further(asked: Asked) -> Found:
     return Found([relevance_report.further(rows, left, images)], [], {"left_out": left, "rows": raw})
 
 
-PROTOCOLS: dict[str, Callable[[Asked], Found]] = {"P1": referral, "P3": shortcut, "further": further}
+PROTOCOLS: dict[str, Callable[[Asked], Found]] = {
+    "P1": referral,
+    "P2": questions,
+    "P3": shortcut,
+    "further": further,
+}
 
 
 def run(protocol: str, asked: Asked) -> Found:
