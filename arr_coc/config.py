@@ -19,6 +19,7 @@ _CHOICES = {
     "error": ("softmax", "squared"),
     "surprise_gate": ("off", "boost", "damp"),
     "optimizer": ("direction", "sgd", "adam"),
+    "consolidation": ("off", "ewc", "si"),
 }
 
 
@@ -82,6 +83,10 @@ class ArrCocConfig:
         rule_options: options of that rule, by name.
         optimizer: what is done with an update: its direction scaled to eta min(1, |delta|), plain SGD, or
             Adam.
+        consolidation: whether plastic tensors are held back where they were important: by squared updates
+            ("ewc") or by their share in what was learned ("si"); see `consolidation`.
+        consolidation_strength: of the penalty; 0 only watches.
+        consolidation_decay: d of the running averages that it goes by, a step; 1: of the whole life.
         eta_ladder: step of W and b; 0 leaves the rungs as they are.
         readout: "precision" (recursive least squares) or "delta" (trained by the rule, step eta_readout).
         eta_readout: step of the delta readout.
@@ -137,6 +142,9 @@ class ArrCocConfig:
     rule: str = "attention_gated"
     rule_options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "direction"
+    consolidation: str = "off"
+    consolidation_strength: float = 1.0
+    consolidation_decay: float = 0.999
     eta_ladder: float = 0.0
     readout: str = "precision"
     eta_readout: float = 0.05
@@ -175,16 +183,9 @@ class ArrCocConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 is needed")
         for name in (
-            "explore_bonus",
-            "eta",
-            "eta_pointed",
-            "eta_own",
-            "eta_ladder",
-            "eta_readout",
-            "eta_error",
-            "own_gain",
-            "unasked_gain",
-            "temporal_penalty",
+            *("eta", "eta_pointed", "eta_own", "eta_ladder", "eta_readout", "eta_error"),
+            *("own_gain", "unasked_gain", "ladder_gain", "temporal_penalty", "explore_bonus"),
+            "consolidation_strength",
         ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: a finite number of at least 0 is needed")
@@ -192,13 +193,15 @@ class ArrCocConfig:
             given = getattr(self, name)
             if given is not None and not 0 <= given < float("inf"):
                 raise ValueError(f"{name}={given!r}: None or a finite number of at least 0 is needed")
-        if not 0 <= self.ladder_gain < float("inf"):
-            raise ValueError(f"ladder_gain={self.ladder_gain!r}: a finite number of at least 0 is needed")
         make_rule(self.rule, self.rule_options)  # a wrong option is an error now, not at the first step
         if self.own_gain > MOST:
             raise ValueError(f"own_gain={self.own_gain!r}: the own gain is kept between 0 and {MOST:g}")
         if not 0 <= self.lateral < 2:
             raise ValueError(f"lateral={self.lateral!r}: settling contracts for 0 <= lateral < 2 only")
+        if not 0 < self.consolidation_decay <= 1:
+            raise ValueError(
+                f"consolidation_decay={self.consolidation_decay!r}: a number above 0 and up to 1 is needed"
+            )
         if not 0 <= self.explore <= 1:
             raise ValueError(f"explore={self.explore!r}: a share between 0 and 1 is needed")
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from arr_coc import acting
 from arr_coc.answer import Answer, fuse, near
 from arr_coc.config import ArrCocConfig
+from arr_coc.consolidation import Consolidation
 from arr_coc.error_module import ErrorModules
 from arr_coc.familiarity import Familiarity, scene_statistics, trust
 from arr_coc.ladder import Climb, Ladder
@@ -61,7 +62,8 @@ class Learner(nn.Module):
         self.own_gain = OwnGain(context_width, config.own_gain)
         self.in_time = InTime(config, context_width, feature_width)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
-        self.optimizer = Optimizer(config.optimizer)
+        held = (config.consolidation, config.consolidation_strength, config.consolidation_decay)
+        self.optimizer = Optimizer(config.optimizer, consolidation=Consolidation(*held))
         self.three_factor = ThreeFactor(config, self.context_key, self.own_gain, self.optimizer)
         self.rule = make_rule(config.rule, config.rule_options)
         self.relevance_weight: Tensor
