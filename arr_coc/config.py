@@ -20,6 +20,7 @@ _CHOICES = {
     "surprise_gate": ("off", "boost", "damp"),
     "optimizer": ("direction", "sgd", "adam"),
     "consolidation": ("off", "ewc", "si"),
+    "protect": ("off", "relevance"),
 }
 
 
@@ -87,6 +88,8 @@ class ArrCocConfig:
             ("ewc") or by their share in what was learned ("si"); see `consolidation`.
         consolidation_strength: of the penalty; 0 only watches.
         consolidation_decay: d of the running averages that it goes by, a step; 1: of the whole life.
+        protect: whether W and a delta readout move by how relevant their input is now ("relevance"; see
+            `protection`).
         eta_ladder: step of W and b; 0 leaves the rungs as they are.
         readout: "precision" (recursive least squares) or "delta" (trained by the rule, step eta_readout).
         eta_readout: step of the delta readout.
@@ -145,6 +148,7 @@ class ArrCocConfig:
     consolidation: str = "off"
     consolidation_strength: float = 1.0
     consolidation_decay: float = 0.999
+    protect: str = "off"
     eta_ladder: float = 0.0
     readout: str = "precision"
     eta_readout: float = 0.05

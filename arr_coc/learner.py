@@ -15,6 +15,7 @@ from arr_coc.optimizer import Optimizer
 from arr_coc.pending import Eligibility, Pending
 from arr_coc.percept import Percept
 from arr_coc.precision import exact
+from arr_coc.protection import protected, relevant_now
 from arr_coc.readout import PrecisionReadout
 from arr_coc.relevance import (
     ContextKey,
@@ -283,6 +284,9 @@ class Learner(nn.Module):
             size, gate = error.norm(dim=1).to(direction), self._gate(answer)
             weight, whole = self.relevance_weight, updates.relevance
             self.three_factor.learn(weight, percept.asked, answer.context, direction, size, rho, gate, whole)
+        if config.protect == "relevance":
+            relevant = relevant_now(answer.relevance, answer.features, percept.mask)
+            updates = protected(self.ladder, updates, relevant, self.rule.mirrored)
         self._move(updates)
 
     def _eligible(self, percept: Percept, answer: Answer, feedback: Tensor) -> tuple[Tensor, Tensor | None]:
