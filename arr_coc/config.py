@@ -94,6 +94,8 @@ class ArrCocConfig:
         readout: "precision" (recursive least squares) or "delta" (trained by the rule, step eta_readout).
         eta_readout: step of the delta readout.
         ridge: prior precision of the readout's weights.
+        forgetting: lambda of the precision readout: a sample weighs lambda to the number of those that came
+            later; 1: all weigh the same, in any order. For concepts that drift.
         evidence: what a sample weighs in the readout's statistics: 1 ("uniform"), or, where relevance is
             learned, how concentrated it was, 1 - H(r) / log N: what was read off the whole scene says little.
         error_module: whether predictions and precisions of the rungs are learned (they give the surprise).
@@ -153,6 +155,7 @@ class ArrCocConfig:
     readout: str = "precision"
     eta_readout: float = 0.05
     ridge: float = 1.0
+    forgetting: float = 1.0
     evidence: str = "relevance"
     error_module: bool = True
     eta_error: float = 0.01
@@ -202,10 +205,9 @@ class ArrCocConfig:
             raise ValueError(f"own_gain={self.own_gain!r}: the own gain is kept between 0 and {MOST:g}")
         if not 0 <= self.lateral < 2:
             raise ValueError(f"lateral={self.lateral!r}: settling contracts for 0 <= lateral < 2 only")
-        if not 0 < self.consolidation_decay <= 1:
-            raise ValueError(
-                f"consolidation_decay={self.consolidation_decay!r}: a number above 0 and up to 1 is needed"
-            )
+        for name in ("consolidation_decay", "forgetting"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 and up to 1 is needed")
         if not 0 <= self.explore <= 1:
             raise ValueError(f"explore={self.explore!r}: a share between 0 and 1 is needed")
 

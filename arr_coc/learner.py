@@ -56,7 +56,7 @@ class Learner(nn.Module):
         self.config = config
         shape = (site_widths, context_width, state_width, config.width, config.expansion, config.seed)
         self.ladder = Ladder(*shape, config.reads, config.activation, config.ladder_gain)
-        self.readout = PrecisionReadout(self.ladder.phi_width, config.ridge)
+        self.readout = PrecisionReadout(self.ladder.phi_width, config.ridge, config.forgetting)
         feature_width = self.ladder.depth * self.ladder.width
         self.scenes = Familiarity(2 * self.ladder.width + 1, config.ridge)
         self.context_key = ContextKey(context_width, config.context_ridge)
