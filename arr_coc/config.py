@@ -96,6 +96,8 @@ class ArrCocConfig:
         ridge: prior precision of the readout's weights.
         forgetting: lambda of the precision readout: a sample weighs lambda to the number of those that came
             later; 1: all weigh the same, in any order. For concepts that drift.
+        transport: samples after which what a precision readout has counted is carried along to where U, W and
+            b have moved phi (see `transport`); 0: never.
         evidence: what a sample weighs in the readout's statistics: 1 ("uniform"), or, where relevance is
             learned, how concentrated it was, 1 - H(r) / log N: what was read off the whole scene says little.
         error_module: whether predictions and precisions of the rungs are learned (they give the surprise).
@@ -156,6 +158,7 @@ class ArrCocConfig:
     eta_readout: float = 0.05
     ridge: float = 1.0
     forgetting: float = 1.0
+    transport: int = 0
     evidence: str = "relevance"
     error_module: bool = True
     eta_error: float = 0.01
@@ -175,7 +178,7 @@ class ArrCocConfig:
                 near = difflib.get_close_matches(str(given), possible, n=1, cutoff=0.3)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{name}={given!r}: possible are {', '.join(map(repr, possible))}{hint}")
-        at_least = dict.fromkeys(("error_window", "spread", "expansion"), 0)
+        at_least = dict.fromkeys(("error_window", "spread", "expansion", "transport"), 0)
         at_least |= dict.fromkeys(("width", "settle_steps", "pending", "predict_radius"), 1)
         for name, least in at_least.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
@@ -201,6 +204,11 @@ class ArrCocConfig:
             if given is not None and not 0 <= given < float("inf"):
                 raise ValueError(f"{name}={given!r}: None or a finite number of at least 0 is needed")
         make_rule(self.rule, self.rule_options)  # a wrong option is an error now, not at the first step
+        if self.transport and (self.predict_gain, self.temporal_gain) != (None, None):
+            raise ValueError(
+                f"transport={self.transport!r} looks at a sample twice, and with predict_gain or "
+                "temporal_gain it is another one at each moment: None is needed for both"
+            )
         if self.own_gain > MOST:
             raise ValueError(f"own_gain={self.own_gain!r}: the own gain is kept between 0 and {MOST:g}")
         if not 0 <= self.lateral < 2:

@@ -35,6 +35,7 @@ from arr_coc.relevance import (
     token_feedback,
 )
 from arr_coc.rules import Teaching, Updates, make_rule
+from arr_coc.transport import Transport
 
 
 class Learner(nn.Module):
@@ -73,6 +74,10 @@ class Learner(nn.Module):
         self.register_buffer("relevance_weight", torch.zeros(context_width, feature_width))
         self.register_buffer("surprise_watch", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.transport: Transport | None = None
+        if config.transport and config.readout == "precision":
+            moved = (self.ladder.weights(), self.relevance_weight, self.own_gain.weight)
+            self.transport = Transport(config.transport, *moved, self.ladder.phi_width)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.pending = Pending(config.pending)
 
@@ -88,9 +93,7 @@ class Learner(nn.Module):
         """Relevance, surprise and values of a percept. Changes nothing."""
         features, scene = self._seen(percept)
         context = self._context(percept.context)
-        gamma, settled, course = self._settle(percept, features, context)
-        relevance = self._spread(settled.relevance, percept)
-        climb = self.rule.infer(self.ladder, self._climb(relevance, features, context, percept))
+        gamma, settled, course, relevance, climb = self._look(percept, features, context)
         errors = self.errors.errors(climb.states, context)
         novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), self.scenes.novelty(scene))
         return Answer(
@@ -106,6 +109,15 @@ class Learner(nn.Module):
             context=context,
             course=course,
         )
+
+    def _look(
+        self, percept: Percept, features: Tensor, context: Tensor
+    ) -> tuple[Tensor, Settled, Course | None, Tensor, Climb]:
+        """gamma (B, N), what it settles to, the moments before, what is relevant (B, N), and the climb."""
+        gamma, settled, course = self._settle(percept, features, context)
+        relevance = self._spread(settled.relevance, percept)
+        climb = self.rule.infer(self.ladder, self._climb(relevance, features, context, percept))
+        return gamma, settled, course, relevance, climb
 
     def _seen(self, percept: Percept) -> tuple[Tensor, Tensor]:
         """Features (B, N, F) and scene statistics of every entry; those that share tokens share the work."""
@@ -315,7 +327,12 @@ class Learner(nn.Module):
         return concentration(answer.relevance).clamp_min(1e-3)
 
     def _pass(self, percept: Percept, answer: Answer) -> None:
-        """Let time pass, where it counts."""
+        """Let time pass, where it counts, and note where phi has moved."""
+        if self.transport is not None:
+            with self.transport.before(self):
+                *_, then = self._look(percept, answer.features, answer.context)
+            self.transport.observe(then.phi, answer.climb.phi)
+            self.transport.end(self)
         if answer.course is not None:
             key = self.context_key.key(answer.context) if self.config.context_key else answer.context
             self.in_time.observe(percept, answer.features, answer.settled.relevance, answer.course, key)

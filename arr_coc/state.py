@@ -29,7 +29,11 @@ _PENDING = ("phi", "scene", "context", "direction", "gates", "states")
 
 
 def _owners(learner: Learner) -> dict[str, nn.Module]:
-    in_time = {"predictor.": learner.in_time.predictor, "association.": learner.in_time.association}
+    switched: dict[str, nn.Module | None] = {
+        "predictor.": learner.in_time.predictor,
+        "association.": learner.in_time.association,
+        "transport.": learner.transport,
+    }
     return {
         "": learner,
         "ladder.": learner.ladder,
@@ -39,7 +43,7 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "context_key.": learner.context_key,
         "own_gain.": learner.own_gain,
         "errors.": learner.errors,
-        **{name: owner for name, owner in in_time.items() if owner is not None},  # what is off has no state
+        **{name: owner for name, owner in switched.items() if owner is not None},  # what is off has no state
     }
 
 

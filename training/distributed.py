@@ -243,6 +243,8 @@ class Merging:
                     "forgetting weighs a sample by how many came after it, which no rank knows: set it to 1, "
                     "or learn in one process"
                 )
+            if any(one.transport is not None for one in learners):
+                raise ValueError("transport follows one process's phi: set it to 0, or learn in one process")
             if any(one.in_time.on for one in learners):
                 raise ValueError(
                     "predict_gain and temporal_gain need a stream whole and in order: set both to None, or "
