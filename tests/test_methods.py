@@ -284,5 +284,4 @@ def test_what_protects_old_knowledge_changes_what_it_says_and_learns(name: str) 
         assert all(getattr(told, n) == v for n, v in {**changes, **setting}.items())
         feed(method, store, list(range(20)), size=5)
         assert torch.isfinite(method.answer(every(store), CLASSES).scores).all()
-        kept = method.learner.optimizer.consolidation.kept
-        assert bool(kept) == (told.consolidation != "off")
+        assert bool(method.learner.optimizer.consolidation.kept) == (told.consolidation != "off")
