@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from arr_coc import ArrCocConfig, Learner, Percept, state
+import tiny
+from arr_coc import ArrCocConfig, ArrCocModel, Learner, Percept, attach, state
 from arr_coc.consolidation import XI, Consolidation, proximal
 from arr_coc.optimizer import Optimizer
 from arr_coc.rules import RULES
+from arr_coc.training import distributed
 
 KINDS = ("ewc", "si")
 EXACT = {"rtol": 0.0, "atol": 1e-12}
@@ -173,9 +175,11 @@ def test_at_strength_0_it_only_watches(kind: str, optimizer: str) -> None:
 def test_every_rule_moves_what_is_important_less_and_goes_on_from_a_file_the_same(
     rule: str, kind: str
 ) -> None:
-    """Batch 1: every plastic tensor ends 1 + eta strength Omega times nearer to its anchor than without."""
+    """Batch 1, under the relevance gate and the neuromodulator: every plastic tensor ends 1 + eta strength
+    Omega times nearer to its anchor than without."""
     strength = {"ewc": 1e5, "si": 50.0}[kind]
     config = replace(LEARNS, rule=rule, consolidation=kind, consolidation_strength=strength)
+    config = replace(config, surprise_gate="boost", protect="relevance")
     learner = Learner(config, [6, 6], 5)
     live(learner, range(12))
     resumed, free = copy_of(learner), copy_of(learner, consolidation_strength=0.0)
@@ -298,3 +302,46 @@ def test_a_config_from_before_reads_as_off_and_wrong_values_are_refused() -> Non
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ArrCocConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"readout": "delta", "eta_ladder": 0.01, "consolidation": "si", "protect": "relevance"},
+        {"consolidation": "ewc", "forgetting": 0.9, "transport": 2},
+    ],
+)
+def test_an_adapter_that_protects_what_it_knows_is_saved_and_goes_on_the_same(
+    changes: dict, tmp_path
+) -> None:
+    config = ArrCocConfig(width=16, expansion=8, ladder_gain=1.0, **changes)
+    cue = {"context_ids": torch.tensor([1, 2, 49])}
+    first = attach(tiny.dual(), config)
+    for turn in range(3):
+        first.learn(**tiny.dual_inputs(), **cue, labels=(torch.tensor([0, 1, 2]) + turn) % 5)
+    first.save_pretrained(tmp_path / "adapter")
+    second = ArrCocModel.from_pretrained(tiny.dual(), tmp_path / "adapter")
+    for attached in (first, second):
+        attached.learn(**tiny.dual_inputs(), **cue, labels=torch.tensor([3, 0, 1]))
+    there = state.tensors(second.learner)
+    assert any(name.startswith("consolidation.relevance") for name in there)
+    assert all(torch.equal(t, there[n]) for n, t in state.tensors(first.learner).items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_ranks_were_merged_the_first_ones_importance_goes_on(kind: str) -> None:
+    """Weights are averaged; what is kept of them is rank 0's, with the classes that only others met anew."""
+    config = replace(LEARNS, consolidation=kind)
+    ranks = [Learner(config, [6, 6], 5) for _ in range(2)]
+    base = distributed.base_of(ranks[0])
+    for rank, learner in enumerate(ranks):
+        for k in range(6):
+            learner.learn(percept(k)[0], [f"{rank}{k % 2}"])
+    kept = {n: t.clone() for n, t in ranks[0].optimizer.consolidation.state_tensors().items()}
+    gains = [distributed.gain(learner, base) for learner in ranks]
+    distributed.combine(ranks[0], base, gains)
+    held = ranks[0].optimizer.consolidation
+    assert all(torch.equal(t, kept[n]) for n, t in held.state_tensors().items())
+    live(ranks[0], range(6, 9))
+    assert len(held.anchors("readout")[0]) == len(ranks[0].classes) > 4
+    assert all(torch.isfinite(t.double()).all() for t in state.tensors(ranks[0]).values())
