@@ -19,26 +19,38 @@ if TYPE_CHECKING:
     from arr_coc.learner import Learner
 
 
+SHRINK = 10.0  # chosen on a seed that no table uses: 0 loses what the map is to win, 100 is like 10
+
+
 class Transport(nn.Module):
-    """Delta = (sum d o') (sum o o' + rho I)^-1, then A <- T A T' and B' <- B' T' with T = I + f Delta.
+    """Delta = (sum d o') (sum o o' + (rho + s m) I)^-1, then A <- T A T' and B' <- B' T', T = I + f Delta.
 
     o is phi under the weights from the start of the window, d what it has moved since. A sample is looked at
     before it is learned, so its own step, which moves it more than any other sample, has no part in its d.
     Over a window that moves evenly the mean d is half of the way: what was counted before the window goes
-    twice that far, and what was counted within it once, so f = 1 + the share that is older.
+    twice that far, and what was counted within it once, so f = 1 + the share that is older. A window has
+    fewer samples than phi has dimensions: with m the mean eigenvalue of sum o o', only what many samples of
+    it have in common moves.
 
     Args:
         every: samples of a window.
         ladder: the ladder's plastic tensors by name.
         relevance: U. gain: the own gain's weight.
         width: D, of phi.
+        shrink: s.
     """
 
     def __init__(
-        self, every: int, ladder: dict[str, Tensor], relevance: Tensor, gain: Tensor, width: int
+        self,
+        every: int,
+        ladder: dict[str, Tensor],
+        relevance: Tensor,
+        gain: Tensor,
+        width: int,
+        shrink: float = SHRINK,
     ) -> None:
         super().__init__()
-        self.every = every
+        self.every, self.shrink = every, shrink
         self.square: Tensor  # sum o o', (D, D)
         self.drift: Tensor  # sum d o', (D, D)
         self.count: Tensor
@@ -84,7 +96,8 @@ class Transport(nn.Module):
     def carry(self, readout: PrecisionReadout) -> None:
         """Put T into A and B, and solve."""
         eye = readout.familiarity.eye()
-        delta = torch.linalg.solve(self.square + readout.ridge * eye, self.drift.T).T
+        prior = readout.ridge + self.shrink * float(self.square.trace()) / len(eye)
+        delta = torch.linalg.solve(self.square + prior * eye, self.drift.T).T
         counted = float(readout.familiarity.leverage[4])
         older = max(counted - int(self.count), 0.0) / max(counted, 1.0)
         t = eye + (1 + older) * delta

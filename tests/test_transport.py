@@ -43,7 +43,7 @@ def test_a_phi_that_moves_linearly_is_followed_to_the_joint_solution() -> None:
     readout.rows(["0", "1", "2"], grow=True)
     readout.learn(phi, label)
     moved = torch.eye(5, dtype=torch.float64) + 0.3 * torch.randn(5, 5, generator=draw, dtype=torch.float64)
-    one = Transport(200, {}, torch.zeros(1), torch.zeros(1), 5)
+    one = Transport(200, {}, torch.zeros(1), torch.zeros(1), 5, shrink=0.0)
     then = torch.randn(200, 5, generator=draw, dtype=torch.float64)
     ways = torch.linspace(0, 1, 200, dtype=torch.float64).unsqueeze(1)
     one.observe(then, then + ways[torch.randperm(200, generator=draw)] * (then @ (moved.T - torch.eye(5))))
