@@ -1,6 +1,7 @@
 """Acting: a choice by value, what it leaves behind, and what its reward then teaches."""
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from arr_coc.neuromodulator import max_boltzmann, reward_prediction_error
 from arr_coc.pending import Eligibility, left_by
 from arr_coc.percept import Percept
+from arr_coc.protection import protected_climb, relevant_now
 from arr_coc.rules.protocol import Updates
 
 if TYPE_CHECKING:
@@ -42,6 +44,11 @@ def act(
     feedback, gates = learner.rule.attend(learner.ladder, answer.climb, alone, readout, int(learner.step))
     direction, rho = learner._eligible(percept, answer, feedback)
     predicted = values.gather(1, chosen.unsqueeze(1)).squeeze(1)
+    if learner.config.protect == "relevance":
+        relevant = relevant_now(answer.relevance, answer.features, percept.mask)
+        delta = learner.config.readout == "delta"
+        seen = protected_climb(learner.ladder, answer.climb, relevant, phi=delta)
+        answer = replace(answer, climb=seen)
     left = left_by(answer, chosen, predicted, gates, direction, rho, percept.asked)
     learner._pass(percept, answer)
     return choice, left

@@ -19,6 +19,8 @@ _CHOICES = {
     "error": ("softmax", "squared"),
     "surprise_gate": ("off", "boost", "damp"),
     "optimizer": ("direction", "sgd", "adam"),
+    "consolidation": ("off", "ewc", "si"),
+    "protect": ("off", "relevance"),
 }
 
 
@@ -83,10 +85,20 @@ class ArrCocConfig:
         rule_options: options of that rule, by name.
         optimizer: what is done with an update: its direction scaled to eta min(1, |delta|), plain SGD, or
             Adam.
+        consolidation: whether plastic tensors are held back where they were important: by squared updates
+            ("ewc") or by their share in what was learned ("si"); see `consolidation`.
+        consolidation_strength: of the penalty; 0 only watches.
+        consolidation_decay: d of the running averages that it goes by, a step; 1: of the whole life.
+        protect: whether W and a delta readout move by how relevant their input is now ("relevance"; see
+            `protection`).
         eta_ladder: step of W and b; 0 leaves the rungs as they are.
         readout: "precision" (recursive least squares) or "delta" (trained by the rule, step eta_readout).
         eta_readout: step of the delta readout.
         ridge: prior precision of the readout's weights.
+        forgetting: lambda of the precision readout: a sample weighs lambda to the number of those that came
+            later; 1: all weigh the same, in any order. For concepts that drift.
+        transport: samples after which what a precision readout has counted is carried along to where U, W and
+            b have moved phi (see `transport`); 0: never.
         evidence: what a sample weighs in the readout's statistics: 1 ("uniform"), or, where relevance is
             learned, how concentrated it was, 1 - H(r) / log N: what was read off the whole scene says little.
         error_module: whether predictions and precisions of the rungs are learned (they give the surprise).
@@ -138,10 +150,16 @@ class ArrCocConfig:
     rule: str = "attention_gated"
     rule_options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "direction"
+    consolidation: str = "off"
+    consolidation_strength: float = 1.0
+    consolidation_decay: float = 0.999
+    protect: str = "off"
     eta_ladder: float = 0.0
     readout: str = "precision"
     eta_readout: float = 0.05
     ridge: float = 1.0
+    forgetting: float = 1.0
+    transport: int = 0
     evidence: str = "relevance"
     error_module: bool = True
     eta_error: float = 0.01
@@ -161,7 +179,7 @@ class ArrCocConfig:
                 near = difflib.get_close_matches(str(given), possible, n=1, cutoff=0.3)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{name}={given!r}: possible are {', '.join(map(repr, possible))}{hint}")
-        at_least = dict.fromkeys(("error_window", "spread", "expansion"), 0)
+        at_least = dict.fromkeys(("error_window", "spread", "expansion", "transport"), 0)
         at_least |= dict.fromkeys(("width", "settle_steps", "pending", "predict_radius"), 1)
         for name, least in at_least.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
@@ -176,16 +194,9 @@ class ArrCocConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 is needed")
         for name in (
-            "explore_bonus",
-            "eta",
-            "eta_pointed",
-            "eta_own",
-            "eta_ladder",
-            "eta_readout",
-            "eta_error",
-            "own_gain",
-            "unasked_gain",
-            "temporal_penalty",
+            *("eta", "eta_pointed", "eta_own", "eta_ladder", "eta_readout", "eta_error"),
+            *("own_gain", "unasked_gain", "ladder_gain", "temporal_penalty", "explore_bonus"),
+            "consolidation_strength",
         ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: a finite number of at least 0 is needed")
@@ -193,13 +204,19 @@ class ArrCocConfig:
             given = getattr(self, name)
             if given is not None and not 0 <= given < float("inf"):
                 raise ValueError(f"{name}={given!r}: None or a finite number of at least 0 is needed")
-        if not 0 <= self.ladder_gain < float("inf"):
-            raise ValueError(f"ladder_gain={self.ladder_gain!r}: a finite number of at least 0 is needed")
         make_rule(self.rule, self.rule_options)  # a wrong option is an error now, not at the first step
+        if self.transport and (self.predict_gain, self.temporal_gain) != (None, None):
+            raise ValueError(
+                f"transport={self.transport!r} looks at a sample twice, and with predict_gain or "
+                "temporal_gain it is another one at each moment: None is needed for both"
+            )
         if self.own_gain > MOST:
             raise ValueError(f"own_gain={self.own_gain!r}: the own gain is kept between 0 and {MOST:g}")
         if not 0 <= self.lateral < 2:
             raise ValueError(f"lateral={self.lateral!r}: settling contracts for 0 <= lateral < 2 only")
+        for name in ("consolidation_decay", "forgetting"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 and up to 1 is needed")
         if not 0 <= self.explore <= 1:
             raise ValueError(f"explore={self.explore!r}: a share between 0 and 1 is needed")
 

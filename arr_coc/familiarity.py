@@ -13,16 +13,24 @@ class Familiarity(nn.Module):
 
     One step is gain K = P X' (W^-1 + X P X')^-1, P -= K X P (Woodbury). `solve` rebuilds P from A.
 
+    What is forgotten (`fade`) takes the prior with it, share by share: P = (A + left rho I)^-1. Only `solve`
+    puts it back.
+
     Args:
         width: D, of x.
         ridge: rho.
+        fades: whether anything is ever forgotten; then the share of the prior that is left is kept too.
     """
 
-    state_names = ("precision", "gram", "leverage")
+    state_names: tuple[str, ...] = ("precision", "gram", "leverage")
 
-    def __init__(self, width: int, ridge: float = 1.0) -> None:
+    def __init__(self, width: int, ridge: float = 1.0, fades: bool = False) -> None:
         super().__init__()
         self.width, self.ridge = width, ridge
+        self.left: Tensor
+        self.register_buffer("left", torch.ones((), dtype=torch.float64))
+        if fades:
+            self.state_names = (*self.state_names, "left")
         self.precision: Tensor  # P, (D, D)
         self.gram: Tensor  # A, (D, D)
         # of log variance over usual: count, mean, variance; then total weight and number of samples learned
@@ -43,7 +51,8 @@ class Familiarity(nn.Module):
         dividing by 1 - w h takes a sample's own share out again (leave one out).
         """
         *_, total, count = self.leverage.tolist()
-        used = self.width - self.ridge * self.precision.diagonal().sum()  # effective parameters, below count
+        prior = self.ridge * float(self.left)
+        used = self.width - prior * self.precision.diagonal().sum()  # effective parameters, below count
         if total <= 0:
             return self.precision.new_tensor(1.0)
         share = (used / count).clamp(max=1 - 1e-6)
@@ -85,8 +94,16 @@ class Familiarity(nn.Module):
         now = [watched, mean, square, total + weight, count + samples]
         self.leverage.copy_(self.leverage.new_tensor(now))
 
+    def fade(self, share: float) -> None:
+        """All that was learned weighs this share of what it did, and so does the prior."""
+        self.gram *= share
+        self.precision /= share
+        self.left *= share
+        self.leverage[3:] *= share
+
     def solve(self) -> Tensor:
-        """Rebuild P from A; returns the Cholesky factor of A + rho I."""
+        """Rebuild P from A, under the whole prior; returns the Cholesky factor of A + rho I."""
+        self.left.fill_(1.0)
         factor = torch.linalg.cholesky(self.gram + self.ridge * self.eye())
         self.precision.copy_(torch.cholesky_inverse(factor))
         return factor

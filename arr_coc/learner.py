@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from arr_coc import acting
 from arr_coc.answer import Answer, fuse, near
 from arr_coc.config import ArrCocConfig
+from arr_coc.consolidation import Consolidation
 from arr_coc.error_module import ErrorModules
 from arr_coc.familiarity import Familiarity, scene_statistics, trust
 from arr_coc.ladder import Climb, Ladder
@@ -14,6 +15,7 @@ from arr_coc.optimizer import Optimizer
 from arr_coc.pending import Eligibility, Pending
 from arr_coc.percept import Percept
 from arr_coc.precision import exact
+from arr_coc.protection import protected, relevant_now
 from arr_coc.readout import PrecisionReadout
 from arr_coc.relevance import (
     ContextKey,
@@ -34,6 +36,7 @@ from arr_coc.relevance import (
     token_feedback,
 )
 from arr_coc.rules import Teaching, Updates, make_rule
+from arr_coc.transport import Transport
 
 
 class Learner(nn.Module):
@@ -55,14 +58,15 @@ class Learner(nn.Module):
         self.config = config
         shape = (site_widths, context_width, state_width, config.width, config.expansion, config.seed)
         self.ladder = Ladder(*shape, config.reads, config.activation, config.ladder_gain)
-        self.readout = PrecisionReadout(self.ladder.phi_width, config.ridge)
+        self.readout = PrecisionReadout(self.ladder.phi_width, config.ridge, config.forgetting)
         feature_width = self.ladder.depth * self.ladder.width
         self.scenes = Familiarity(2 * self.ladder.width + 1, config.ridge)
         self.context_key = ContextKey(context_width, config.context_ridge)
         self.own_gain = OwnGain(context_width, config.own_gain)
         self.in_time = InTime(config, context_width, feature_width)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
-        self.optimizer = Optimizer(config.optimizer)
+        held = (config.consolidation, config.consolidation_strength, config.consolidation_decay)
+        self.optimizer = Optimizer(config.optimizer, consolidation=Consolidation(*held))
         self.three_factor = ThreeFactor(config, self.context_key, self.own_gain, self.optimizer)
         self.rule = make_rule(config.rule, config.rule_options)
         self.relevance_weight: Tensor
@@ -71,6 +75,10 @@ class Learner(nn.Module):
         self.register_buffer("relevance_weight", torch.zeros(context_width, feature_width))
         self.register_buffer("surprise_watch", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.transport: Transport | None = None
+        if config.transport and config.readout == "precision":
+            moved = (self.ladder.weights(), self.relevance_weight, self.own_gain.weight)
+            self.transport = Transport(config.transport, *moved, self.ladder.phi_width)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.pending = Pending(config.pending)
 
@@ -86,9 +94,7 @@ class Learner(nn.Module):
         """Relevance, surprise and values of a percept. Changes nothing."""
         features, scene = self._seen(percept)
         context = self._context(percept.context)
-        gamma, settled, course = self._settle(percept, features, context)
-        reading = self._spread(settled.relevance, percept)
-        climb = self.rule.infer(self.ladder, self._climb(reading, features, context, percept))
+        gamma, settled, course, reading, climb = self._look(percept, features, context)
         errors = self.errors.errors(climb.states, context)
         novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), self.scenes.novelty(scene))
         return Answer(
@@ -105,6 +111,16 @@ class Learner(nn.Module):
             context=context,
             course=course,
         )
+
+    def _look(
+        self, percept: Percept, features: Tensor, context: Tensor
+    ) -> tuple[Tensor, Settled, Course | None, Tensor, Climb]:
+        """gamma (B, N), what it settles to, the moments before, the weights it is read with (B, N), and the
+        climb."""
+        gamma, settled, course = self._settle(percept, features, context)
+        reading = self._spread(settled.relevance, percept)
+        climb = self.rule.infer(self.ladder, self._climb(reading, features, context, percept))
+        return gamma, settled, course, reading, climb
 
     def _seen(self, percept: Percept) -> tuple[Tensor, Tensor]:
         """Features (B, N, F) and scene statistics of every entry; those that share tokens share the work."""
@@ -287,6 +303,9 @@ class Learner(nn.Module):
             size, gate = error.norm(dim=1).to(direction), self._gate(answer)
             weight, whole = self.relevance_weight, updates.relevance
             self.three_factor.learn(weight, percept.asked, answer.context, direction, size, rho, gate, whole)
+        if config.protect == "relevance":
+            relevant = relevant_now(answer.relevance, answer.features, percept.mask)
+            updates = protected(self.ladder, updates, relevant, self.rule.mirrored)
         self._move(updates)
 
     def _eligible(self, percept: Percept, answer: Answer, feedback: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -315,7 +334,12 @@ class Learner(nn.Module):
         return concentration(answer.reading).clamp_min(1e-3)
 
     def _pass(self, percept: Percept, answer: Answer) -> None:
-        """Let time pass, where it counts."""
+        """Let time pass, where it counts, and note where phi has moved."""
+        if self.transport is not None:
+            with self.transport.before(self):
+                *_, then = self._look(percept, answer.features, answer.context)
+            self.transport.observe(then.phi, answer.climb.phi)
+            self.transport.end(self)
         if answer.course is not None:
             key = self.context_key.key(answer.context) if self.config.context_key else answer.context
             self.in_time.observe(percept, answer.features, answer.settled.relevance, answer.course, key)

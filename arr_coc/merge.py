@@ -27,6 +27,16 @@ def check(parts: Mapping[str, Learner]) -> None:
         raise ValueError(
             f"readout={one.config.readout!r} keeps no statistics that add; readout='precision' is needed"
         )
+    if one.config.forgetting != 1:
+        raise ValueError(
+            f"forgetting={one.config.forgetting:g} weighs a sample by how many came after it, so parts of a "
+            "stream do not add up to the whole; forgetting=1 is needed"
+        )
+    if one.transport is not None:
+        raise ValueError(
+            f"transport={one.config.transport} carries statistics to where one learner's phi has moved; "
+            "0, which is off, is needed for a merge"
+        )
     if one.in_time.on:
         raise ValueError(
             "predict_gain and temporal_gain make a sample's phi depend on what came before it, so parts of a "

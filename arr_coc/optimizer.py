@@ -3,13 +3,26 @@
 import torch
 from torch import Tensor
 
+from arr_coc.consolidation import Consolidation
+
 
 class Optimizer:
     """SGD or Adam (Kingma & Ba, 2015) over named tensors; "direction" is SGD for all that has no direction
-    rule."""
+    rule.
 
-    def __init__(self, kind: str, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8) -> None:
+    Args:
+        consolidation: what holds a tensor back after a step; None: nothing.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+        consolidation: Consolidation | None = None,
+    ) -> None:
         self.kind, self.betas, self.epsilon = kind, betas, epsilon
+        self.consolidation = Consolidation() if consolidation is None else consolidation
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}
         self.steps: dict[str, int] = {}
 
@@ -30,11 +43,13 @@ class Optimizer:
         return eta * scale * first / (second.sqrt() + self.epsilon)
 
     def move(self, name: str, tensor: Tensor, direction: Tensor, eta: float) -> None:
-        """Add it to the tensor, in place."""
+        """Add it to the tensor, in place, and hold what is important."""
+        before = self.consolidation.before(tensor)
         if self.kind == "adam":
             tensor += self.step(name, direction, eta).to(tensor)
         else:
             tensor.add_(direction.to(tensor), alpha=eta)
+        self.consolidation.settle(name, tensor, before, direction, eta)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Both moments by name."""

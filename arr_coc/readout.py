@@ -17,9 +17,16 @@ class PrecisionReadout(nn.Module):
     With reward alone only the chosen row's outcome is known: that row then keeps a statistic of its own
     (`partial`), at the cost of another (D, D) matrix, and shares the rest.
 
+    Under drift, old samples may weigh less: with a forgetting factor, A = sum lambda^age w phi phi' and B
+    alike, age in samples that came later (labels and rewards; a batch is its samples in turn). Recursion
+    alone would let the prior fade as well, and P grow without bound where nothing excites it ("wind-up");
+    when half of it is gone, P and R are solved anew from A and B under the whole rho. So R is at any time the
+    weighted least squares solution for a prior between rho / 2 and rho, and P is at most 2 / rho.
+
     Args:
         width: D, of phi.
         ridge: rho.
+        forgetting: lambda in (0, 1]; 1 forgets nothing.
     """
 
     state_names = (
@@ -32,11 +39,11 @@ class PrecisionReadout(nn.Module):
         "partial_rows",
     )
 
-    def __init__(self, width: int, ridge: float = 1.0) -> None:
+    def __init__(self, width: int, ridge: float = 1.0, forgetting: float = 1.0) -> None:
         super().__init__()
-        self.width, self.ridge = width, ridge
+        self.width, self.ridge, self.forgetting = width, ridge, forgetting
         self.classes: list[str] = []
-        self.familiarity = Familiarity(width, ridge)
+        self.familiarity = Familiarity(width, ridge, fades=forgetting != 1)
         self.cross: Tensor  # B', (C, D)
         self.weight: Tensor  # R, (C, D)
         self.class_count: Tensor  # (C,)
@@ -111,6 +118,23 @@ class PrecisionReadout(nn.Module):
         1)."""
         p = phi.to(self.weight)
         w = torch.ones(len(p), dtype=p.dtype, device=p.device) if weight is None else weight.to(p)
+        self._learn(p, rows, w * self._fade(p))
+
+    def _fade(self, p: Tensor) -> Tensor:
+        """Let all that was counted age by the samples (B, D) that come now; what each of those weighs when
+        the last of them has come, (B,)."""
+        if self.forgetting == 1:
+            return p.new_ones(len(p))
+        share = self.forgetting ** len(p)
+        self.cross *= share
+        self.partial *= share
+        self.familiarity.fade(share)
+        self.partial_precision /= share
+        if float(self.familiarity.left) < 0.5:
+            self.solve()
+        return self.forgetting ** torch.arange(len(p), device=p.device).flip(0).to(p)
+
+    def _learn(self, p: Tensor, rows: Tensor, w: Tensor) -> None:
         target = self._count(p, rows, w)
         own = {int(r): k for k, r in enumerate(self.partial_rows)}
         gain = self.familiarity.learn(p, w)
@@ -121,7 +145,8 @@ class PrecisionReadout(nn.Module):
             self._learn_row(row, place, p, target[:, row], w)
 
     def count(self, phi: Tensor, rows: Tensor, weight: Tensor) -> None:
-        """Count samples into the statistics alone, as `learn` does; `solve` then makes P and R of them."""
+        """Count samples into the statistics alone, as `learn` does but that nothing ages; `solve` then makes
+        P and R of them."""
         p, w = phi.to(self.weight), weight.to(self.weight)
         self._count(p, rows, w)
         self.familiarity.gram.addmm_((p * w.unsqueeze(1)).T, p)
@@ -138,15 +163,15 @@ class PrecisionReadout(nn.Module):
         An outcome of 1 says that all other classes were worth 0; any other says nothing about them.
         """
         p, worth = phi.to(self.weight), outcomes.to(self.weight)
-        rows = rows.to(self.weight.device)
+        rows, w = rows.to(self.weight.device), self._fade(p)
         right = worth == 1
         if right.any():
-            self.learn(p[right], rows[right])
+            self._learn(p[right], rows[right], w[right])
         for row in rows[~right].unique().tolist():
             some = (rows == row) & ~right
-            self._learn_alone(row, p[some], worth[some])
+            self._learn_alone(row, p[some], worth[some], w[some])
 
-    def _learn_alone(self, row: int, p: Tensor, target: Tensor) -> None:
+    def _learn_alone(self, row: int, p: Tensor, target: Tensor, w: Tensor) -> None:
         """Count (B, D) in for one row, which has statistics of its own from now on."""
         self.familiarity.watch(p)
         place = {int(r): k for k, r in enumerate(self.partial_rows)}
@@ -156,9 +181,9 @@ class PrecisionReadout(nn.Module):
             shared = self.familiarity.precision.unsqueeze(0)
             self.partial_precision = torch.cat([self.partial_precision, shared])
             place[row] = len(place)
-        self.partial[place[row]].addmm_(p.T, p)
-        self.cross[row] += target @ p
-        self._learn_row(row, place[row], p, target, torch.ones_like(target))
+        self.partial[place[row]].addmm_((p * w.unsqueeze(1)).T, p)
+        self.cross[row] += (target * w) @ p
+        self._learn_row(row, place[row], p, target, w)
 
     def _learn_row(self, row: int, place: int, p: Tensor, target: Tensor, w: Tensor) -> None:
         error = target - p @ self.weight[row]
@@ -168,7 +193,7 @@ class PrecisionReadout(nn.Module):
     # -- statistics ------------------------------------------------------------------------------------------
 
     def solve(self) -> None:
-        """Rebuild P and R from A and B: repairs whatever drift recursion has left."""
+        """Rebuild P and R from A and B, under the whole prior: repairs whatever drift recursion has left."""
         factor = self.familiarity.solve()
         self.weight.copy_(torch.cholesky_solve(self.cross.T, factor).T)
         for k, row in enumerate(self.partial_rows.tolist()):
@@ -181,8 +206,14 @@ class PrecisionReadout(nn.Module):
         """Add another readout's statistics to these and solve: the same as having seen both streams.
 
         Raises:
-            ValueError: if the widths or ridges differ.
+            ValueError: if the widths or ridges differ; if either forgets, for then it matters what came
+                after what.
         """
+        if (self.forgetting, other.forgetting) != (1, 1):
+            raise ValueError(
+                f"readouts with forgetting={self.forgetting:g} and {other.forgetting:g} cannot be merged: "
+                "how old a sample is among all of them is not known; forgetting=1 is needed"
+            )
         if (other.width, other.ridge) != (self.width, self.ridge):
             raise ValueError(
                 f"cannot merge width {other.width}, ridge {other.ridge} "

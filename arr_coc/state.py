@@ -29,7 +29,11 @@ _PENDING = ("phi", "scene", "context", "direction", "gates", "states")
 
 
 def _owners(learner: Learner) -> dict[str, nn.Module]:
-    in_time = {"predictor.": learner.in_time.predictor, "association.": learner.in_time.association}
+    switched: dict[str, nn.Module | None] = {
+        "predictor.": learner.in_time.predictor,
+        "association.": learner.in_time.association,
+        "transport.": learner.transport,
+    }
     return {
         "": learner,
         "ladder.": learner.ladder,
@@ -39,7 +43,7 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "context_key.": learner.context_key,
         "own_gain.": learner.own_gain,
         "errors.": learner.errors,
-        **{name: owner for name, owner in in_time.items() if owner is not None},  # what is off has no state
+        **{name: owner for name, owner in switched.items() if owner is not None},  # what is off has no state
     }
 
 
@@ -54,6 +58,8 @@ def tensors(learner: Learner) -> dict[str, Tensor]:
         learner.rule.prepare(learner.ladder, len(learner.classes))
     named |= {f"rule.{name}": tensor for name, tensor in learner.rule.state.items()}
     named |= {f"optimizer.{name}": tensor for name, tensor in learner.optimizer.state_tensors().items()}
+    held = learner.optimizer.consolidation.state_tensors()
+    named |= {f"consolidation.{name}": tensor for name, tensor in held.items()}
     named["generator"] = learner.generator.get_state()
     flat = [e for groups in learner.pending.groups.values() for group in groups for e in group]
     for name in _PENDING if flat else ():
@@ -93,7 +99,7 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         following = int(about["next_action"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the saved state's description is damaged: {error!r}") from error
-    apart = ("optimizer.", "pending.", "rule.")
+    apart = ("optimizer.", "pending.", "rule.", "consolidation.")
     mine = {k: v for k, v in tensors(learner).items() if not k.startswith(apart)}
     kept = {f"rule.{k}": s for k, s in learner.rule.shapes(learner.ladder, len(classes)).items()}
     if not any(name in saved for name in kept):  # nothing was taught yet
@@ -101,7 +107,8 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
     extra = [f"optimizer.{name}.{part}" for name in steps for part in ("first", "second")]
     count = sum(len(group) for groups in groups_of.values() for group in groups)
     extra += [f"pending.{name}" for name in _PENDING] if count else []
-    expected = [*mine, *extra, *kept]
+    held = _held(learner, saved, len(classes), kept)
+    expected = [*mine, *extra, *kept, *held]
     for name in saved:
         if name not in expected:
             near = difflib.get_close_matches(name, expected, n=1, cutoff=0.0)
@@ -129,6 +136,11 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
     for name, rule_shape in kept.items():
         if tuple(saved[name].shape) != rule_shape:
             raise ValueError(f"the saved {name} has shape {tuple(saved[name].shape)}; {rule_shape} is needed")
+    for name, shape in held.items():
+        given = saved[name]
+        fewer = given.dim() and given.shape[0] <= shape[0]  # a class that was only acted on has no row in it
+        if list(given.shape) != shape and not (fewer and list(given.shape[1:]) == shape[1:]):
+            raise ValueError(f"the saved {name} has shape {tuple(given.shape)}; {tuple(shape)} is needed")
     for name in extra:
         if name.startswith("pending.") and len(saved[name]) != count:
             raise ValueError(f"the saved {name} has {len(saved[name])} entries; {count} are described")
@@ -152,8 +164,25 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         if k.startswith("optimizer.")
     }
     learner.optimizer.load_state(moments, steps)
+    learner.optimizer.consolidation.load_state(
+        {k.removeprefix("consolidation."): saved[k].to(device, copy=True) for k in held}
+    )
     learner.generator.set_state(saved["generator"].cpu())
     learner.pending.next, learner.pending.groups = following, waiting
+
+
+def _held(
+    learner: Learner, saved: dict[str, Tensor], classes: int, kept: dict[str, tuple[int, ...]]
+) -> dict[str, list[int]]:
+    """Names and shapes of what consolidation has kept in a saved state."""
+    plastic = {name: tuple(tensor.shape) for name, tensor in learner.ladder.weights().items()} | kept
+    plastic |= {
+        "relevance": tuple(learner.relevance_weight.shape),
+        "readout": (classes, learner.readout.width),
+    }
+    named = {name.removeprefix("consolidation.") for name in saved if name.startswith("consolidation.")}
+    wanted = learner.optimizer.consolidation.expected(named, plastic)
+    return {f"consolidation.{name}": list(shape) for name, shape in wanted.items()}
 
 
 def _eligibility(
@@ -174,6 +203,8 @@ def _eligibility(
 def move_rest(learner: Learner, moved: Callable[[Tensor], Tensor]) -> None:
     """Move what is no buffer of a module: a rule's state, an optimizer's moments, what waits for a reward."""
     learner.rule.state = {name: moved(tensor) for name, tensor in learner.rule.state.items()}
+    held = learner.optimizer.consolidation.state_tensors()
+    learner.optimizer.consolidation.load_state({name: moved(tensor) for name, tensor in held.items()})
     moments = learner.optimizer.moments
     learner.optimizer.moments = {name: (moved(one), moved(two)) for name, (one, two) in moments.items()}
     for groups in learner.pending.groups.values():

@@ -7,6 +7,7 @@ from typing import Any
 
 from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods_features as features
+from arr_coc.eval.methods_consolidation import ROWS as CONSOLIDATION
 from arr_coc.eval.methods_features import Method
 from arr_coc.eval.methods_lora import Lora, LoraWords
 from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded, Sparse
@@ -73,6 +74,10 @@ def _plugin(setup: Setup) -> Method:
 
 def _changed(**changes: Any) -> Callable[[Setup], Method]:
     return lambda s: Plugin(s.store, replace(s.config, seed=s.seed, **changes))
+
+
+def _tuned(changes: dict[str, Any]) -> Callable[[Setup], Method]:
+    return lambda s: Plugin(s.store, replace(s.config, seed=s.seed, **{**changes, **s.settings}))
 
 
 def _loss(config: ArrCocConfig) -> dict[str, Any]:
@@ -305,6 +310,10 @@ ONLY = {
 METHODS |= {
     name: Spec(_changed(**changes), about, role="ablation", bodies=ONLY.get(name, BOTH))
     for name, (changes, about) in ABLATIONS.items()
+}
+METHODS |= {
+    name: Spec(_tuned(changes), about, role="ablation", grid=settings, bodies=BOTH)
+    for name, (changes, settings, about) in CONSOLIDATION.items()
 }
 
 

@@ -270,3 +270,18 @@ def test_controls_without_a_place_are_left_out() -> None:
     ]
     assert set(methods.ABLATIONS).isdisjoint(with_all)
     assert set(with_all) - set(without) == {"zero-shot-joined", "oracle", "cells-context"}
+
+
+@pytest.mark.parametrize("name", methods.CONSOLIDATION)
+def test_what_protects_old_knowledge_changes_what_it_says_and_learns(name: str) -> None:
+    """Each row with each of the settings that it may be tuned to, and none among the rows run by default."""
+    store, spec = fake_store(), methods.spec(name)
+    changes, settings, _ = methods.CONSOLIDATION[name]
+    assert spec.role == "ablation"
+    for setting in settings or ({},):
+        method = spec.make(methods.Setup(store, CONFIG, settings=setting))
+        told = method.config
+        assert all(getattr(told, n) == v for n, v in {**changes, **setting}.items())
+        feed(method, store, list(range(20)), size=5)
+        assert torch.isfinite(method.answer(every(store), CLASSES).scores).all()
+        assert bool(method.learner.optimizer.consolidation.kept) == (told.consolidation != "off")

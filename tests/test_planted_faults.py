@@ -72,6 +72,36 @@ FAULTS = {
         "post = weighted",
         "test_predictive_coding.py::test_states_descend_the_energy_and_weights_what_is_left_of_it",
     ),
+    "a share in the loss without the way gone": (
+        "consolidation.py",
+        "_shared(name, g * moved)",
+        "_shared(name, g * g)",
+        "test_consolidation.py::test_what_weights_had_a_part_in_adds_up_to_the_drop_of_the_loss",
+    ),
+    "a pull that overshoots": (
+        "consolidation.py",
+        "pull / (1 + pull) * (anchor - weight)",
+        "pull * (anchor - weight)",
+        "test_consolidation.py::test_the_penaltys_step_is_the_minimum_that_it_is_defined_by",
+    ),
+    "what is irrelevant now moves": (
+        "protection.py",
+        "moves[name] = moves[name] * rungs[level - 1].to(moves[name])",
+        "moves[name] = moves[name] * rungs[level].to(moves[name])",
+        "test_protection.py::test_a_synapse_moves_by_how_relevant_its_input_is",
+    ),
+    "a prior that fades away": (
+        "readout.py",
+        "if float(self.familiarity.left) < 0.5:",
+        "if float(self.familiarity.left) < 0.0:",
+        "test_forgetting.py::test_p_stays_positive_and_bounded_where_nothing_excites_it",
+    ),
+    "the second half of the way is not gone": (
+        "transport.py",
+        "t = eye + (1 + older) * delta",
+        "t = eye + older * delta",
+        "test_transport.py::test_a_phi_that_moves_linearly_is_followed_to_the_joint_solution",
+    ),
 }
 
 

@@ -238,6 +238,13 @@ class Merging:
             ValueError: where what is learned depends on the order of the samples, which are split.
         """
         if self.group is not None:
+            if any(one.config.forgetting != 1 for one in learners):
+                raise ValueError(
+                    "forgetting weighs a sample by how many came after it, which no rank knows: set it to 1, "
+                    "or learn in one process"
+                )
+            if any(one.transport is not None for one in learners):
+                raise ValueError("transport follows one process's phi: set it to 0, or learn in one process")
             if any(one.in_time.on for one in learners):
                 raise ValueError(
                     "predict_gain and temporal_gain need a stream whole and in order: set both to None, or "

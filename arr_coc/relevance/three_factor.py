@@ -60,8 +60,8 @@ class ThreeFactor:
         if whole is None:
             self._move(weight, context, direction, size, open_ if gate is None else gate * open_, eta)
         else:
-            step = self.optimizer.step("relevance", whole, eta)
-            weight += self._along_keys(context, step, open_)
+            step = self._along_keys(context, self.optimizer.step("relevance", whole, eta), open_)
+            self._add(weight, step, eta)
         if rho is not None:
             self.gain.move(context, self._pre(context), self.config.eta_own * size.clamp(max=1.0) * rho)
         self.key.observe(context)
@@ -74,7 +74,8 @@ class ThreeFactor:
             if self.key.meet(c):
                 one = c.unsqueeze(0)
                 key = self.key.key(one)
-                weight -= key.to(c).T @ (one @ weight)
+                for tensor in (weight, *self.optimizer.consolidation.anchors("relevance")):
+                    tensor -= key.to(c).T @ (one @ tensor)
                 self.gain.reset(one, key)
                 self.key.observe(one)
 
@@ -103,7 +104,14 @@ class ThreeFactor:
             # aligned token
             unit = torch.nn.functional.normalize(direction, dim=1) * direction.shape[1] ** 0.5
             scaled = unit * (eta * size.clamp(max=1.0) * gate).unsqueeze(1)
-            weight += pre.T @ scaled / direction.shape[1] ** 0.5
+            self._add(weight, pre.T @ scaled / direction.shape[1] ** 0.5, eta)
         else:
             step = pre.T @ (direction * gate.unsqueeze(1)) / len(pre)
-            weight += self.optimizer.step("relevance", step, eta)
+            self._add(weight, self.optimizer.step("relevance", step, eta), eta)
+
+    def _add(self, weight: Tensor, step: Tensor, eta: float) -> None:
+        """U += step; its direction is the step itself over eta, whose size the error decides."""
+        consolidation = self.optimizer.consolidation
+        before = consolidation.before(weight)
+        weight += step
+        consolidation.settle("relevance", weight, before, step / (eta or 1.0), eta)

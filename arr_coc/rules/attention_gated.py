@@ -28,6 +28,7 @@ class AttentionGated(Rule):
     """
 
     per_class = (READOUT,)
+    mirrored = True
 
     def __init__(
         self, feedback: str = "tied", decay: float = 3e-3, feedback_start: float = 0.0, seed: int = 0

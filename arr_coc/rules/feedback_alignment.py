@@ -34,6 +34,7 @@ class FeedbackAlignment(Rule):
     """
 
     per_class = (READOUT, *(f"direct_{level}" for level in range(64)))
+    mirrored = True
 
     def __init__(
         self, mode: str = "fa", decay: float = 3e-3, feedback_start: float = 1.0, seed: int = 0

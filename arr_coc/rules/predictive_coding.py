@@ -68,6 +68,8 @@ class PredictiveCoding(Rule):
             of these is given back: under SGD at this rate the ladder ends where its copy did. R stays.
     """
 
+    mirrored = True
+
     def __init__(
         self,
         mode: str = "strict",

@@ -112,6 +112,7 @@ class Rule:
     """
 
     per_class: ClassVar[tuple[str, ...]] = ()
+    mirrored: ClassVar[bool] = False  # own tensors `feedback_*` get what the weights get that they stand for
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
