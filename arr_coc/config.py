@@ -90,6 +90,10 @@ class ArrCocConfig:
             learned, how concentrated it was, 1 - H(r) / log N: what was read off the whole scene says little.
         error_module: whether predictions and precisions of the rungs are learned (they give the surprise).
         eta_error: their step.
+        sequence: whether the tokens of texts have relevance and surprise of their own, and what follows what
+            in them is learned (see `sequence`).
+        eta_sequence: step of that.
+        sequence_gain: what an association is worth in the relevance of a text's tokens, nats; 0 only learns.
         surprise_gate: whether surprise multiplies the relevance update, and with which sign.
         trust_sharpness: how fast trust falls with the predictive variance (see `familiarity.trust`).
         value_scale: inverse temperature of the learned values where they are mixed with the model's own
@@ -144,6 +148,9 @@ class ArrCocConfig:
     evidence: str = "relevance"
     error_module: bool = True
     eta_error: float = 0.01
+    sequence: bool = False
+    eta_sequence: float = 0.01
+    sequence_gain: float = 0.0
     surprise_gate: str = "off"
     trust_sharpness: float = 1.0
     value_scale: float = 10.0
@@ -182,6 +189,8 @@ class ArrCocConfig:
             "eta_ladder",
             "eta_readout",
             "eta_error",
+            "eta_sequence",
+            "sequence_gain",
             "own_gain",
             "unasked_gain",
             "temporal_penalty",

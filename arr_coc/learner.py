@@ -33,6 +33,7 @@ from arr_coc.relevance import (
     token_feedback,
 )
 from arr_coc.rules import Teaching, Updates, make_rule
+from arr_coc.sequence import SequenceErrors, Text, make_sequence
 
 
 class Learner(nn.Module):
@@ -43,12 +44,18 @@ class Learner(nn.Module):
         site_widths: d_l of the percepts' sites.
         context_width: C.
         state_width: S, 0 where percepts bring no state.
+        text_width: of the states of texts' tokens, where those are read (`config.sequence`); else 0.
     """
 
     state_names = ("relevance_weight", "surprise_watch", "step")
 
     def __init__(
-        self, config: ArrCocConfig, site_widths: list[int], context_width: int, state_width: int = 0
+        self,
+        config: ArrCocConfig,
+        site_widths: list[int],
+        context_width: int,
+        state_width: int = 0,
+        text_width: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -61,6 +68,7 @@ class Learner(nn.Module):
         self.own_gain = OwnGain(context_width, config.own_gain)
         self.in_time = InTime(config, context_width, feature_width)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
+        self.sequence: SequenceErrors | None = make_sequence(config, text_width)
         self.optimizer = Optimizer(config.optimizer)
         self.three_factor = ThreeFactor(config, self.context_key, self.own_gain, self.optimizer)
         self.rule = make_rule(config.rule, config.rule_options)
@@ -227,6 +235,11 @@ class Learner(nn.Module):
         self._pass(percept, answer)
         self._settle_down(answer, percept.batch)
         return answer
+
+    def read_on(self, text: Text | None) -> None:
+        """What followed what in these texts; nothing where texts are not read."""
+        if self.sequence is not None and text is not None:
+            self.sequence.learn(text.states, text.mask)
 
     def _teach(self, percept: Percept, answer: Answer, target: Tensor, values: Tensor) -> None:
         """Let the rule change the ladder, U and (under "delta") the readout."""

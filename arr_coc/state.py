@@ -29,7 +29,11 @@ _PENDING = ("phi", "scene", "context", "direction", "gates", "states")
 
 
 def _owners(learner: Learner) -> dict[str, nn.Module]:
-    in_time = {"predictor.": learner.in_time.predictor, "association.": learner.in_time.association}
+    further = {
+        "predictor.": learner.in_time.predictor,
+        "association.": learner.in_time.association,
+        "sequence.": learner.sequence,
+    }
     return {
         "": learner,
         "ladder.": learner.ladder,
@@ -39,7 +43,7 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "context_key.": learner.context_key,
         "own_gain.": learner.own_gain,
         "errors.": learner.errors,
-        **{name: owner for name, owner in in_time.items() if owner is not None},  # what is off has no state
+        **{name: owner for name, owner in further.items() if owner is not None},  # what is off has no state
     }
 
 
@@ -193,4 +197,6 @@ def place(learner: Learner, device: torch.device) -> None:
         return
     learner.ladder.to(device)
     learner.errors.to(device)
+    if learner.sequence is not None:
+        learner.sequence.to(device)
     learner.relevance_weight = learner.relevance_weight.to(device)
