@@ -24,7 +24,7 @@ from arr_coc.adapters.predict import predict
 from arr_coc.adapters.steer import Steering, steer, steered
 from arr_coc.adapters.structure import kind_of, unwrapped
 from arr_coc.adapters.teach import teach
-from arr_coc.adapters.text_tokens import dual_texts, generative_texts, listen, readers, say
+from arr_coc.adapters.text_tokens import SAID, listen, say
 from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
@@ -90,8 +90,7 @@ class ArrCocModel(AdapterSet):
         if self._enabled and (self._silent or self._active):
             self._rows = self.body.rows(args, kwargs, self._labels)
             self._capture.listen(self._rows)
-            if self.reads_texts:
-                listen(self.body, self._capture, self._bound(args, kwargs))
+            listen(self, self._bound(args, kwargs))
 
     def _after(self, speaker: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         learner = self.answering
@@ -102,13 +101,9 @@ class ArrCocModel(AdapterSet):
                 if isinstance(self.body, DualEncoderBody):
                     inputs, context = self._bound(args, kwargs), self._context
                     output = self.body.augment(self._capture, learner, inputs, output, context)
-                    if self.reads_texts:
-                        say(output, dual_texts(self.body, self._capture, inputs), self._readers())
-                    return output
+                    return say(self, output, inputs)
                 assert self._rows is not None
-                self._said = self.body.augment(self._capture, learner, output, self._rows)
-                if self.reads_texts:
-                    say(self._said, generative_texts(self.body, self._capture), self._readers())
+                self._said = say(self, self.body.augment(self._capture, learner, output, self._rows), {})
                 return self._said
         finally:
             self._capture.clear()
@@ -118,12 +113,8 @@ class ArrCocModel(AdapterSet):
     def _say(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         said, self._said = self._said, None
         if said is not None and not isinstance(output, tuple) and hasattr(said, "relevance"):
-            for name in ("relevance", "surprise", "text_relevance", "text_surprise"):
-                if hasattr(said, name):
-                    setattr(output, name, getattr(said, name))
-
-    def _readers(self) -> list[Learner]:
-        return readers([self.adapter(name) for name in self._active])
+            for name in filter(lambda name: hasattr(said, name), SAID):
+                setattr(output, name, getattr(said, name))
 
     def _leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._capture.listening and not self._silent:  # else what was heard is still to be read

@@ -9,9 +9,8 @@ from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.perceived import Perceived, ordinary
 from arr_coc.adapters.steer import steered
-from arr_coc.adapters.text_tokens import dual_texts, generative_texts, ordinary_text
+from arr_coc.adapters.text_tokens import ordinary_text, texts
 from arr_coc.percept import Percept
-from arr_coc.sequence import Text
 
 if TYPE_CHECKING:
     from arr_coc.adapters.attach import ArrCocModel
@@ -55,9 +54,9 @@ def perceive(
                 embedded = attached._context_embedding(given, inputs)
                 output = attached.model(**inputs)
                 percept, keys = _read(attached, inputs, output, embedded, labels)
-                text = _text(attached, inputs, labels)
+                heard = texts(attached, inputs, labels)
             # inference tensors cannot enter a graph, and the backprop rule makes one of the ladder
-            percept, text = ordinary(percept), None if text is None else ordinary_text(text)
+            percept, text = ordinary(percept), None if heard is None else ordinary_text(heard.text)
         finally:
             attached._capture.clear()
             if isinstance(body, GenerativeBody):
@@ -87,15 +86,3 @@ def _read(
         raise ValueError("no visual tokens were found in this pass: the inputs show no picture")
     sample, place, row, keys = body.taught(labels)
     return body.percept(capture, seen, sample, place, row), keys
-
-
-def _text(attached: "ArrCocModel", inputs: dict[str, Any], labels: Tensor | None) -> Text | None:
-    """The tokens of the texts, where an adapter reads them."""
-    if not attached.reads_texts:
-        return None
-    body, capture = attached.body, attached._capture
-    if isinstance(body, DualEncoderBody):
-        heard = dual_texts(body, capture, inputs)
-    else:
-        heard = generative_texts(body, capture, labels)
-    return None if heard is None else heard.text

@@ -1,7 +1,7 @@
 """The language side's own tokens, as the frozen pass that runs anyway leaves them: no second pass is made."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,13 @@ from arr_coc.adapters.generative import GenerativeBody, goes_on
 from arr_coc.adapters.structure import Tower, attention_in, find_tower, is_cross
 from arr_coc.adapters.visual_tokens import InSequence, gather
 from arr_coc.learner import Learner
-from arr_coc.sequence import Reading, Text
+from arr_coc.sequence import Text
 
 if TYPE_CHECKING:
+    from arr_coc.adapters.attach import ArrCocModel
     from arr_coc.adapters.dual_encoder import DualEncoderBody
 
+SAID = ("relevance", "surprise", "text_relevance", "text_surprise")  # what an output is given
 _MARKERS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id")
 
 
@@ -61,16 +63,21 @@ def text_width(body: "DualEncoderBody | GenerativeBody") -> int:
     return 0 if tower is None else tower.width
 
 
-def readers(learners: Sequence[Any]) -> list[Learner]:
+def readers(learners: Iterable[Any]) -> list[Learner]:
     """Those that read texts."""
     return [one for one in learners if getattr(one, "sequence", None) is not None]
 
 
-def listen(body: "DualEncoderBody | GenerativeBody", capture: Capture, inputs: dict[str, Any]) -> None:
-    """Have the pass that begins leave its texts: hooks and tap are made at the first time, and go with the
-    others. A generative model's last hidden states and rows are captured in any case."""
-    ids = inputs.get("input_ids")
-    if isinstance(body, GenerativeBody) or not isinstance(ids, Tensor) or ids.dim() != 2:
+def listen(attached: "ArrCocModel", inputs: dict[str, Any]) -> None:
+    """Have the pass that begins leave its texts, where some adapter reads them.
+
+    Hook and tap are made at the first time, and go with the others. A generative model's last hidden states
+    and rows are captured in any case.
+    """
+    body, capture, ids = attached.body, attached._capture, inputs.get("input_ids")
+    if not attached.reads_texts or isinstance(body, GenerativeBody):
+        return
+    if not isinstance(ids, Tensor) or ids.dim() != 2:
         return
     if not capture.hears_texts:
         tower = text_tower(body.model)
@@ -93,7 +100,9 @@ def pooled_place(model: Any, ids: Tensor) -> Tensor:
         return torch.full((count,), length - 1, device=ids.device)
     tower = text_tower(model)
     assert tower is not None
-    ends = [m.eos_token_id for m in tower.module.modules() if isinstance(getattr(m, "eos_token_id", None), int)]
+    ends = [
+        m.eos_token_id for m in tower.module.modules() if isinstance(getattr(m, "eos_token_id", None), int)
+    ]
     if not ends:
         return torch.zeros(count, dtype=torch.long, device=ids.device)
     # CLIP's first configs name a wrong end token, 2: there the largest id is the end
@@ -152,16 +161,27 @@ def generative_texts(body: GenerativeBody, capture: Capture, labels: Tensor | No
     return Heard(text, (at - front).clamp_min(0), ids.shape[1])
 
 
-def say(output: Any, heard: Heard | None, learners: Sequence[Learner]) -> None:
-    """Give an output `.text_relevance` and `.text_surprise`, (B, T), means over those that read texts."""
-    if heard is None or not learners:
-        return
-    readings: list[Reading] = []
-    for one in learners:
-        assert one.sequence is not None
-        readings.append(one.sequence.read(heard.text))
+def texts(attached: "ArrCocModel", inputs: dict[str, Any], labels: Tensor | None = None) -> Heard | None:
+    """The texts of the pass, where some adapter reads them."""
+    if not attached.reads_texts:
+        return None
+    body, capture = attached.body, attached._capture
+    if isinstance(body, GenerativeBody):
+        return generative_texts(body, capture, labels)
+    return dual_texts(body, capture, inputs)
+
+
+def say(attached: "ArrCocModel", output: Any, inputs: dict[str, Any]) -> Any:
+    """The output, with `.text_relevance` and `.text_surprise`, (B, T), means over the active adapters that
+    read texts; as it is, where none does."""
+    learners = readers([attached.adapter(name) for name in attached.active])
+    heard = texts(attached, inputs) if learners else None
+    if heard is None:
+        return output
+    readings = [one.sequence.read(heard.text) for one in learners if one.sequence is not None]
     output.text_relevance = heard.aligned(torch.stack([r.relevance for r in readings]).mean(0))
     output.text_surprise = heard.aligned(torch.stack([r.surprise for r in readings]).mean(0))
+    return output
 
 
 def ordinary_text(text: Text) -> Text:
@@ -169,9 +189,7 @@ def ordinary_text(text: Text) -> Text:
     return Text(*(getattr(text, n).clone() for n in ("states", "mask", "attention", "words", "pooled")))
 
 
-def _text(
-    model: Any, ids: Tensor, states: Tensor, mask: Tensor, attention: Tensor, place: Tensor
-) -> Text:
+def _text(model: Any, ids: Tensor, states: Tensor, mask: Tensor, attention: Tensor, place: Tensor) -> Text:
     row = torch.arange(len(ids), device=ids.device)
     words = _words(model, ids) & mask
     words[row, place] = False

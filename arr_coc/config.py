@@ -92,7 +92,7 @@ class ArrCocConfig:
         eta_error: their step.
         sequence: whether the tokens of texts have relevance and surprise of their own, and what follows what
             in them is learned (see `sequence`).
-        eta_sequence: step of that.
+        eta_sequence: step of its precisions.
         sequence_gain: what an association is worth in the relevance of a text's tokens, nats; 0 only learns.
         surprise_gate: whether surprise multiplies the relevance update, and with which sign.
         trust_sharpness: how fast trust falls with the predictive variance (see `familiarity.trust`).

@@ -32,6 +32,8 @@ def check(parts: Mapping[str, Learner]) -> None:
             "predict_gain and temporal_gain make a sample's phi depend on what came before it, so parts of a "
             "stream do not add up to the whole; None, which is off, is needed for both"
         )
+    if one.sequence is not None:
+        raise ValueError("sequence=True: what follows what in texts is not summed up; False is needed")
     for name, other in others:
         mine, its = asdict(one.config), asdict(other.config)
         differ = [field for field in mine if mine[field] != its[field]]

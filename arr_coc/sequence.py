@@ -1,12 +1,18 @@
 """Sequences: the error module of a language tower, which runs over a text's tokens instead of up the ladder.
 
     epsilon_t = z_t - V [z_{t-1}, 1]                    the next token's state from this one's
-    Delta V = eta Pi epsilon_t [z_{t-1}, 1]',  Delta log Pi = eta/2 (1 - Pi epsilon_t^2)
+    Delta V = epsilon_t k',  k = Q [z_{t-1}, 1] / (1 + [z_{t-1}, 1]' Q [z_{t-1}, 1])
+    Delta log Pi = eta/2 (1 - Pi epsilon_t^2)
     F_t = 1/2 (Pi epsilon_t^2 - log Pi), mean over units: the surprise of a token; a text's is their mean
 
-Beside it an association from time alone, over pairs s < t of one text (Bi & Poo, 1998, as in
-`relevance.temporal`): S += A_plus e^{-(t-s)/tau} z_t z_s' - A_minus e^{-(t-s)/tau} z_s z_t'. What usually
-follows is strengthened by what came before it, and what usually precedes is weakened.
+k is the key of the state before, Q the recursive inverse second moment of such states (a presynaptic
+precision): hidden states are so alike that the plain product eta Pi epsilon_t z_{t-1}' unlearns with each
+token what it learned of the last. With the key V is the ridge solution at every moment, and Pi cancels.
+
+Beside it an association from time alone, over pairs s < t of one text, all states less their mean:
+    A = sum e^{-(t-s)/tau} z_t z_s',  S = C^-1 (A_plus A - A_minus A') C^-1,  C their covariance
+What usually follows is strengthened by what came before it, and what usually precedes is weakened (Bi & Poo,
+1998, as in `relevance.temporal`).
 """
 
 from dataclasses import dataclass
@@ -15,6 +21,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, layer_norm, pad
+
+from arr_coc.familiarity import absorb
 
 if TYPE_CHECKING:
     from arr_coc.config import ArrCocConfig
@@ -72,19 +80,25 @@ class Reading:
 
 
 class SequenceErrors(nn.Module):
-    """V, Pi and S over texts, learned online: token by token, no gradient, no text is kept.
+    """V, Pi and A over texts, learned online: no gradient, and no text is kept. All of it in float64.
 
     States are layer-normalised and, where they are wider than W, reduced by a fixed matrix with orthonormal
     rows, as the ladder's are.
 
     Args:
         wide: d, of the states. width: W at most.
-        eta: step of V and Pi. gain: g, what an association is worth in nats of relevance.
+        eta: step of Pi, and without a key of V.
+        gain: g, what an association is worth in nats of relevance.
+        key: whether V learns by the key; else by Delta V = eta Pi epsilon_t [z_{t-1}, 1]' (normalised).
         tau: of the association, in tokens. penalty: A_minus, where A_plus is 1.
+        ridge: the prior of Q. shrink: that of C, in units of its mean variance.
         seed: of the fixed matrix.
     """
 
-    state_names = ("project", "weight", "log_precision", "association", "count")
+    state_names = (
+        *("project", "weight", "log_precision", "precision"),
+        *("association", "after", "before", "pushed", "second_moment", "total", "count"),
+    )
 
     def __init__(
         self,
@@ -92,31 +106,47 @@ class SequenceErrors(nn.Module):
         width: int,
         eta: float = 0.01,
         gain: float = 0.0,
-        tau: float = 3.0,
+        key: bool = True,
+        tau: float = 1.0,
         penalty: float = 1.0,
+        ridge: float = 1.0,
+        shrink: float = 0.01,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.width, self.eta, self.gain, self.tau, self.penalty = min(wide, width), eta, gain, tau, penalty
+        self.width, self.eta, self.gain, self.key = min(wide, width), eta, gain, key
+        self.tau, self.penalty, self.shrink = tau, penalty, shrink
         self.project: Tensor  # (W, d)
         self.weight: Tensor  # V, (W, W + 1); the last column is what any token predicts
-        self.log_precision: Tensor  # (W,)
-        self.association: Tensor  # S, (W, W)
-        self.count: Tensor  # transitions learned from
+        self.log_precision: Tensor  # log Pi, (W,)
+        self.precision: Tensor  # Q, (W + 1, W + 1)
+        self.association: Tensor  # A of the states as they are, (W, W)
+        self.after: Tensor  # sum of e^{-(t-s)/tau} z_t, (W,)
+        self.before: Tensor  # of z_s
+        self.pushed: Tensor  # and of 1
+        self.second_moment: Tensor  # sum of z z' over all tokens, (W, W)
+        self.total: Tensor  # of z, (W,)
+        self.count: Tensor  # and their number
         draw = torch.Generator().manual_seed(seed)
         matrix = torch.eye(wide)
         if wide > self.width:
             basis = torch.linalg.qr(torch.randn(wide, self.width, generator=draw)).Q.T.contiguous()
             matrix = basis * (wide / self.width) ** 0.5  # unit variance per feature is kept
-        self.register_buffer("project", matrix)
-        self.register_buffer("weight", torch.zeros(self.width, self.width + 1))
-        self.register_buffer("log_precision", torch.zeros(self.width))
-        self.register_buffer("association", torch.zeros(self.width, self.width))
+        w, exact = self.width, torch.float64
+        self.register_buffer("project", matrix.to(exact))
+        self.register_buffer("weight", torch.zeros(w, w + 1, dtype=exact))
+        self.register_buffer("log_precision", torch.zeros(w, dtype=exact))
+        self.register_buffer("precision", torch.eye(w + 1, dtype=exact) / ridge)
+        for name in ("association", "second_moment"):
+            self.register_buffer(name, torch.zeros(w, w, dtype=exact))
+        for name in ("total", "after", "before"):
+            self.register_buffer(name, torch.zeros(w, dtype=exact))
+        self.register_buffer("pushed", torch.zeros((), dtype=exact))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def features(self, states: Tensor) -> Tensor:
-        """z, (..., W), float32."""
-        return layer_norm(states.float(), states.shape[-1:]) @ self.project.T
+        """z, (..., W)."""
+        return layer_norm(states.to(self.project), states.shape[-1:]) @ self.project.T
 
     def predicted(self, z: Tensor) -> Tensor:
         """V [z, 1], what is expected to follow each state, (..., W)."""
@@ -129,10 +159,18 @@ class SequenceErrors(nn.Module):
         return pad(torch.where(follows(mask), each, 0.0), (1, 0))
 
     def announced(self, z: Tensor, mask: Tensor) -> Tensor:
-        """cos(z_t, S x_{t-1}), (B, T) in [-1, 1], x the trace of the tokens before; 0 where there are
-        none."""
-        before = self._kernel(z, mask) @ z  # x_{t-1}, (B, T, W)
-        return cosine_similarity(z, before @ self.association.T, dim=-1) * mask
+        """cos(z_t, S x_t) less the mean state, (B, T) in [-1, 1], x_t the trace of the tokens before; 0 where
+        there are none."""
+        mean = self.total / self.count.clamp_min(1)
+        apart = z - mean
+        pairs = self.association - torch.outer(self.after, mean) - torch.outer(mean, self.before)
+        pairs = pairs + self.pushed * torch.outer(mean, mean)
+        spread = self.second_moment / self.count.clamp_min(1) - torch.outer(mean, mean)
+        prior = self.shrink * spread.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        inverse = torch.linalg.inv(spread + prior * torch.eye(self.width).to(spread))
+        learned = inverse @ (pairs - self.penalty * pairs.T) @ inverse
+        trace = self._kernel(z, mask) @ apart
+        return cosine_similarity(apart, trace @ learned.T, dim=-1, eps=1e-30) * mask
 
     def read(self, text: Text) -> Reading:
         """Relevance and surprise of a text's tokens. Changes nothing.
@@ -140,45 +178,60 @@ class SequenceErrors(nn.Module):
         r = softmax over the words of log a_t + cos(z_t, z_pooled) + g announced_t: attention x context x
         features, and what the tokens before have strengthened.
         """
-        z, mask = self.features(text.states), text.mask
+        mask, words = (m.to(self.project.device) for m in (text.mask, text.words & text.mask))
+        z = self.features(text.states)
         surprise = self.surprise(z, mask)
-        pairs = follows(mask).sum(1)
-        floor = torch.finfo(torch.float32).tiny
-        gamma = text.attention.float().clamp_min(floor).log()
+        gamma = text.attention.to(z).clamp_min(torch.finfo(torch.float32).tiny).log()
         gamma = gamma + cosine_similarity(z, self.features(text.pooled).unsqueeze(1), dim=-1)
         if self.gain:
             gamma = gamma + self.gain * self.announced(z, mask)
-        words = text.words & mask
-        words = torch.where(words.any(1, keepdim=True), words, mask)  # a text may be markers alone
+        words = _some(words, mask)  # a text may be markers alone
+        words = _some(words & (text.attention.to(z) > 0), words)  # what a causal row does not see
         relevance = torch.nan_to_num(gamma.masked_fill(~words, -torch.inf).softmax(1))
-        return Reading(relevance, surprise, surprise.sum(1) / pairs.clamp_min(1))
+        mean = surprise.sum(1) / follows(mask).sum(1).clamp_min(1)
+        device = text.states.device
+        return Reading(*(found.float().to(device) for found in (relevance, surprise, mean)))
 
     def learn(self, states: Tensor, mask: Tensor) -> None:
-        """One step per token, from the first to the last; texts of a batch step together, on their mean.
-
-        The gain is eta Pi / (1 + eta Pi |z|^2), as in `ErrorModules.learn`: it can at most cancel an error.
-        """
-        z = self.features(states)
+        """One step on texts, (B, T, d) with (B, T); the texts of a batch are not one behind the other."""
+        z, mask = self.features(states), mask.to(self.project.device)
         pairs = follows(mask)
         if not pairs.any():
             return
-        for t in pairs.any(0).nonzero().flatten().tolist():
-            now, after = pad(z[pairs[:, t], t], (0, 1), value=1.0), z[pairs[:, t], t + 1]
-            self._step(now, after)
+        if self.key:
+            now, after = pad(z[:, :-1][pairs], (0, 1), value=1.0), z[:, 1:][pairs]  # (P, W + 1), (P, W)
+            error = after - now @ self.weight.T
+            self._weigh(error, len(z))
+            gain = absorb(self.precision, now, torch.ones_like(now[:, 0]))
+            self.weight += error.T @ gain
+        else:
+            for t in pairs.any(0).nonzero().flatten().tolist():
+                there = pairs[:, t]
+                self._step(pad(z[there, t], (0, 1), value=1.0), z[there, t + 1])
         kernel = self._kernel(z, mask)
-        pushed = torch.einsum("btw,bts,bsv->wv", z, kernel, z)  # sum over s < t of K z_t z_s'
-        self.association += pushed - self.penalty * pushed.T
-        self.count += pairs.sum()
+        self.association += torch.einsum("btw,bts,bsv->wv", z, kernel, z)
+        self.after += torch.einsum("btw,bts->w", z, kernel)
+        self.before += torch.einsum("bts,bsw->w", kernel, z)
+        self.pushed += kernel.sum()
+        every = z[mask]
+        self.second_moment += every.T @ every
+        self.total += every.sum(0)
+        self.count += len(every)
 
     def _step(self, now: Tensor, after: Tensor) -> None:
-        """now (B, W + 1), after (B, W)."""
+        """Without a key, now (B, W + 1), after (B, W). The gain is eta Pi / (1 + eta Pi |z|^2), as in
+        `ErrorModules.learn`: it can at most cancel an error."""
         error = after - now @ self.weight.T
-        precision = self.log_precision.exp()
-        gain = self.eta * precision / (1 + self.eta * precision * (now**2).sum(1, keepdim=True))
+        step = self.eta * self.log_precision.exp()
+        gain = step / (1 + step * (now**2).sum(1, keepdim=True))
+        self._weigh(error, len(now))
         self.weight += (gain * error).T @ now / len(now)
-        # one outlier may lower a precision by at most a factor exp(-2 eta)
-        step = 0.5 * (1 - precision * error**2).clamp_min(-4.0).mean(0)
-        self.log_precision += self.eta * step
+
+    def _weigh(self, error: Tensor, texts: int) -> None:
+        """Delta log Pi of errors (P, W): a step per token, on the mean over texts."""
+        # a token may lower a precision by at most a factor e: were it less, rare jumps would count for less
+        step = 0.5 * self.eta * (1 - self.log_precision.exp() * error**2)
+        self.log_precision += step.clamp_min(-1.0).sum(0) / texts
         self.log_precision.clamp_(-_BOUND, _BOUND)
 
     def _kernel(self, z: Tensor, mask: Tensor) -> Tensor:
@@ -187,6 +240,11 @@ class SequenceErrors(nn.Module):
         apart = place.unsqueeze(2) - place.unsqueeze(1)  # t - s
         both = mask.unsqueeze(2) & mask.unsqueeze(1) & (apart > 0)
         return torch.where(both, torch.exp(-apart / self.tau), 0.0)
+
+
+def _some(chosen: Tensor, otherwise: Tensor) -> Tensor:
+    """The rows that have something chosen, (B, T) bool, and the other ones of `otherwise`."""
+    return torch.where(chosen.any(1, keepdim=True), chosen, otherwise)
 
 
 def follows(mask: Tensor) -> Tensor:

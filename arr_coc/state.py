@@ -197,6 +197,4 @@ def place(learner: Learner, device: torch.device) -> None:
         return
     learner.ladder.to(device)
     learner.errors.to(device)
-    if learner.sequence is not None:
-        learner.sequence.to(device)
     learner.relevance_weight = learner.relevance_weight.to(device)
