@@ -18,6 +18,7 @@ _CHOICES = {
     "evidence": ("uniform", "relevance"),
     "error": ("softmax", "squared"),
     "surprise_gate": ("off", "boost", "damp"),
+    "surprise": ("context", "answer"),
     "optimizer": ("direction", "sgd", "adam"),
 }
 
@@ -94,6 +95,8 @@ class ArrCocConfig:
             in them is learned (see `sequence`).
         eta_sequence: step of its precisions.
         sequence_gain: what an association is worth in the relevance of a text's tokens, nats; 0 only learns.
+        surprise: what predicts: the rungs above and the context ("context"), or the answer ("answer", see
+            `answer_error`; it needs the module to be on).
         surprise_gate: whether surprise multiplies the relevance update, and with which sign.
         trust_sharpness: how fast trust falls with the predictive variance (see `familiarity.trust`).
         value_scale: inverse temperature of the learned values where they are mixed with the model's own
@@ -151,6 +154,7 @@ class ArrCocConfig:
     sequence: bool = False
     eta_sequence: float = 0.01
     sequence_gain: float = 0.0
+    surprise: str = "context"
     surprise_gate: str = "off"
     trust_sharpness: float = 1.0
     value_scale: float = 10.0

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from arr_coc import acting
 from arr_coc.answer import Answer, fuse, near
+from arr_coc.answer_error import AnswerErrors
 from arr_coc.config import ArrCocConfig
 from arr_coc.error_module import ErrorModules
 from arr_coc.familiarity import Familiarity, scene_statistics, trust
@@ -68,6 +69,8 @@ class Learner(nn.Module):
         self.own_gain = OwnGain(context_width, config.own_gain)
         self.in_time = InTime(config, context_width, feature_width)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
+        on = config.error_module and config.surprise == "answer"
+        self.answers = AnswerErrors(self.ladder.width) if on else None
         self.sequence: SequenceErrors | None = make_sequence(config, text_width)
         self.optimizer = Optimizer(config.optimizer)
         self.three_factor = ThreeFactor(config, self.context_key, self.own_gain, self.optimizer)
@@ -100,7 +103,7 @@ class Learner(nn.Module):
         novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), self.scenes.novelty(scene))
         return Answer(
             relevance=relevance,
-            surprise=self.errors.surprise(errors),
+            surprise=self._surprise(climb, errors),
             values=near(self.readout.values(climb.phi), climb.phi),
             trust=near(trust(novelty, self.config.trust_sharpness), climb.phi),
             gamma=gamma,
@@ -111,6 +114,9 @@ class Learner(nn.Module):
             context=context,
             course=course,
         )
+
+    def _surprise(self, climb: Climb, errors: list[Tensor]) -> Tensor:
+        return self.errors.surprise(errors) if self.answers is None else self.answers.surprise(climb.drives[-1])
 
     def _seen(self, percept: Percept) -> tuple[Tensor, Tensor]:
         """Features (B, N, F) and scene statistics of every entry; those that share tokens share the work."""
@@ -232,6 +238,8 @@ class Learner(nn.Module):
         if self.config.readout == "precision":
             self.readout.learn(answer.climb.phi, rows, weights)
             self.scenes.learn(answer.scene)
+        if self.answers is not None:
+            self.answers.learn(answer.climb.drives[-1], rows, len(self.classes), self.config.eta_error)
         self._pass(percept, answer)
         self._settle_down(answer, percept.batch)
         return answer
