@@ -4,8 +4,8 @@
     Delta log Pi = eta/2 (1 - Pi epsilon_y^2)
     F = min over y of 1/2 (Pi epsilon_y^2 - log Pi), mean over units
 
-The answer of least surprise explains the sample; what none of them explains is surprising. V_y is the recursive
-least-squares prediction from a one-hot answer, so it needs no key.
+The answer of least surprise explains the sample; what none of them explains is surprising. V_y is the
+recursive least-squares prediction from a one-hot answer, so it needs no key.
 """
 
 import torch

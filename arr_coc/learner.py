@@ -116,7 +116,9 @@ class Learner(nn.Module):
         )
 
     def _surprise(self, climb: Climb, errors: list[Tensor]) -> Tensor:
-        return self.errors.surprise(errors) if self.answers is None else self.answers.surprise(climb.drives[-1])
+        return (
+            self.errors.surprise(errors) if self.answers is None else self.answers.surprise(climb.drives[-1])
+        )
 
     def _seen(self, percept: Percept) -> tuple[Tensor, Tensor]:
         """Features (B, N, F) and scene statistics of every entry; those that share tokens share the work."""
