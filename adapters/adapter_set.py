@@ -21,6 +21,7 @@ from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.in_turn import Answering, InTurn
 from arr_coc.adapters.offloaded import device_of
 from arr_coc.adapters.structure import Inspection, choose_sites
+from arr_coc.adapters.text_tokens import readers, text_width
 from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
@@ -46,7 +47,8 @@ class Learners(nn.ModuleList):
 
 def make_learner(model: nn.Module, body: DualEncoderBody | GenerativeBody, config: ArrCocConfig) -> Learner:
     """A fresh learner of what this body reads, where the model computes."""
-    learner = Learner(config, body.site_widths, body.context_width, body.state_width)
+    words = text_width(body) if config.sequence else 0
+    learner = Learner(config, body.site_widths, body.context_width, body.state_width, words)
     state.place(learner, device_of(model))
     return learner
 
@@ -128,6 +130,11 @@ class AdapterSet(nn.Module):
         if len(learners) > 1:
             return InTurn(learners)
         return learners[0] if learners else None
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether some adapter reads the tokens of texts."""
+        return bool(readers(self.learners))
 
     def adapter(self, name: str) -> Learner:
         """The learner of an adapter.

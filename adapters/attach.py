@@ -24,6 +24,7 @@ from arr_coc.adapters.predict import predict
 from arr_coc.adapters.steer import Steering, steer, steered
 from arr_coc.adapters.structure import kind_of, unwrapped
 from arr_coc.adapters.teach import teach
+from arr_coc.adapters.text_tokens import SAID, listen, say
 from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
@@ -89,6 +90,7 @@ class ArrCocModel(AdapterSet):
         if self._enabled and (self._silent or self._active):
             self._rows = self.body.rows(args, kwargs, self._labels)
             self._capture.listen(self._rows)
+            listen(self, self._bound(args, kwargs))
 
     def _after(self, speaker: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         learner = self.answering
@@ -98,9 +100,10 @@ class ArrCocModel(AdapterSet):
             with torch.no_grad():
                 if isinstance(self.body, DualEncoderBody):
                     inputs, context = self._bound(args, kwargs), self._context
-                    return self.body.augment(self._capture, learner, inputs, output, context)
+                    output = self.body.augment(self._capture, learner, inputs, output, context)
+                    return say(self, output, inputs)
                 assert self._rows is not None
-                self._said = self.body.augment(self._capture, learner, output, self._rows)
+                self._said = say(self, self.body.augment(self._capture, learner, output, self._rows), {})
                 return self._said
         finally:
             self._capture.clear()
@@ -110,7 +113,8 @@ class ArrCocModel(AdapterSet):
     def _say(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         said, self._said = self._said, None
         if said is not None and not isinstance(output, tuple) and hasattr(said, "relevance"):
-            output.relevance, output.surprise = said.relevance, said.surprise
+            for name in filter(lambda name: hasattr(said, name), SAID):
+                setattr(output, name, getattr(said, name))
 
     def _leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._capture.listening and not self._silent:  # else what was heard is still to be read
@@ -154,7 +158,8 @@ class ArrCocModel(AdapterSet):
         **kwargs: Any,
     ) -> Any:
         """The model's own forward and output class, with learned scores, `.relevance` (B, N) and `.surprise`
-        (B,).
+        (B,); with `sequence` in a config, `.text_relevance` and `.text_surprise`, one per place in
+        `input_ids`.
 
         Args:
             context_ids: for a dual encoder, the text that says what relevance is asked for, (B, T) or (T,);

@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from arr_coc.adapters.rows import Bias, attention_rows, steered_rows
 
 _NAME = "arr_coc_row"
+TEXT = -1  # what stands for the site of a text tower's last block
 _taps: "weakref.WeakKeyDictionary[nn.Module, RowTap]" = weakref.WeakKeyDictionary()
 
 
@@ -132,6 +133,8 @@ class Capture:
         self.listening = False
         self.tokens: dict[int, Tensor] = {}
         self.taps: list[RowTap] = []
+        self.hears_texts = False  # see `text_tokens.listen`
+        self.text_tap: RowTap | None = None
         self._hooks: list[Any] = []
         try:
             for site, block in blocks.items():
@@ -168,13 +171,16 @@ class Capture:
         """Stop listening and let go of every activation."""
         self.listening = False
         self.tokens = {}
-        for tap in self.taps:
+        for tap in self._every_tap():
             tap.rows = tap.result = None
 
     def remove(self) -> None:
         self.clear()
         for hook in self._hooks:
             hook.remove()
-        for tap in self.taps:
+        for tap in self._every_tap():
             tap.remove()
-        self._hooks, self.taps = [], []
+        self._hooks, self.taps, self.text_tap, self.hears_texts = [], [], None, False
+
+    def _every_tap(self) -> list[RowTap]:
+        return self.taps if self.text_tap is None else [*self.taps, self.text_tap]

@@ -9,6 +9,7 @@ from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.perceived import Perceived, ordinary
 from arr_coc.adapters.steer import steered
+from arr_coc.adapters.text_tokens import ordinary_text, texts
 from arr_coc.percept import Percept
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def perceive(
                 embedded = attached._context_embedding(given, inputs)
                 output = attached.model(**inputs)
                 percept, keys = _read(attached, inputs, output, embedded, labels)
+                heard = texts(attached, inputs, labels)
             # inference tensors cannot enter a graph, and the backprop rule makes one of the ladder
-            percept = ordinary(percept)
+            percept, text = ordinary(percept), None if heard is None else ordinary_text(heard.text)
         finally:
             attached._capture.clear()
             if isinstance(body, GenerativeBody):
@@ -64,7 +66,7 @@ def perceive(
         raise ValueError(
             f"the model's activations are not finite for entries {bad}; nothing was learned from them"
         )
-    return Perceived(percept, output, keys)
+    return Perceived(percept, output, keys, text)
 
 
 def _read(

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from arr_coc.percept import Percept
+from arr_coc.sequence import Text
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,14 @@ class Perceived:
         percept: of the batch; for a generative model one entry per taught position.
         output: the model's own output, untouched.
         keys: names of the candidates (dual) or of the taught tokens, one per entry (generative).
+        text: the candidates' tokens (dual) or those of the sequences (generative), where an adapter reads
+            them.
     """
 
     percept: Percept
     output: Any
     keys: list[str]
+    text: Text | None = None
 
 
 @dataclass(frozen=True)

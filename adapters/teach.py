@@ -11,6 +11,7 @@ from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody, token_rows
 from arr_coc.adapters.perceived import Perceived
 from arr_coc.answer import Answer
+from arr_coc.learner import Learner
 
 if TYPE_CHECKING:
     from arr_coc.adapters.attach import ArrCocModel
@@ -40,11 +41,19 @@ def teach(attached: "ArrCocModel", labels: Tensor, inputs: dict[str, Any]) -> Le
         seen = attached.perceive(**inputs)
         taught = [seen.keys[int(row)] for row in rows]
         labels = rows
+        # of the candidates' texts only the right ones came with a picture
+        text = None if seen.text is None else seen.text[rows.to(seen.text.mask.device)]
     else:
         seen = attached.perceive(labels=labels, **inputs)
-        taught = seen.keys
+        taught, text = seen.keys, seen.text
+
+    def step(learner: Learner) -> Answer:
+        answer = learner.learn(seen.percept, taught)
+        learner.read_on(text)
+        return answer
+
     with torch.no_grad():
-        answer = attached._teach(lambda learner: learner.learn(seen.percept, taught))
+        answer = attached._teach(step)
         return Lesson(seen, answer, labels)
 
 

@@ -18,6 +18,7 @@ _CHOICES = {
     "evidence": ("uniform", "relevance"),
     "error": ("softmax", "squared"),
     "surprise_gate": ("off", "boost", "damp"),
+    "surprise": ("context", "answer"),
     "optimizer": ("direction", "sgd", "adam"),
     "consolidation": ("off", "ewc", "si"),
     "protect": ("off", "relevance"),
@@ -103,6 +104,12 @@ class ArrCocConfig:
             learned, how concentrated it was, 1 - H(r) / log N: what was read off the whole scene says little.
         error_module: whether predictions and precisions of the rungs are learned (they give the surprise).
         eta_error: their step.
+        sequence: whether the tokens of texts have relevance and surprise of their own, and what follows what
+            in them is learned (see `sequence`).
+        eta_sequence: step of its precisions.
+        sequence_gain: what an association is worth in the relevance of a text's tokens, nats; 0 only learns.
+        surprise: what predicts: the rungs above and the context ("context"), or the answer ("answer", see
+            `answer_error`; it needs the module to be on).
         surprise_gate: whether surprise multiplies the relevance update, and with which sign.
         trust_sharpness: how fast trust falls with the predictive variance (see `familiarity.trust`).
         value_scale: inverse temperature of the learned values where they are mixed with the model's own
@@ -163,6 +170,10 @@ class ArrCocConfig:
     evidence: str = "relevance"
     error_module: bool = True
     eta_error: float = 0.01
+    sequence: bool = False
+    eta_sequence: float = 0.01
+    sequence_gain: float = 0.0
+    surprise: str = "context"
     surprise_gate: str = "off"
     trust_sharpness: float = 1.0
     value_scale: float = 10.0
@@ -194,8 +205,15 @@ class ArrCocConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 is needed")
         for name in (
-            *("eta", "eta_pointed", "eta_own", "eta_ladder", "eta_readout", "eta_error"),
-            *("own_gain", "unasked_gain", "ladder_gain", "temporal_penalty", "explore_bonus"),
+            *("eta", "eta_pointed", "eta_own", "eta_ladder", "eta_readout", "eta_error", "eta_sequence"),
+            *(
+                "own_gain",
+                "unasked_gain",
+                "ladder_gain",
+                "temporal_penalty",
+                "explore_bonus",
+                "sequence_gain",
+            ),
             "consolidation_strength",
         ):
             if not 0 <= getattr(self, name) < float("inf"):

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from arr_coc import acting
 from arr_coc.answer import Answer, fuse, near
+from arr_coc.answer_error import AnswerErrors
 from arr_coc.config import ArrCocConfig
 from arr_coc.consolidation import Consolidation
 from arr_coc.error_module import ErrorModules
@@ -15,7 +16,6 @@ from arr_coc.optimizer import Optimizer
 from arr_coc.pending import Eligibility, Pending
 from arr_coc.percept import Percept
 from arr_coc.precision import exact
-from arr_coc.protection import protected, relevant_now
 from arr_coc.readout import PrecisionReadout
 from arr_coc.relevance import (
     ContextKey,
@@ -35,7 +35,9 @@ from arr_coc.relevance import (
     supported,
     token_feedback,
 )
-from arr_coc.rules import Teaching, Updates, make_rule
+from arr_coc.rules import Updates, make_rule
+from arr_coc.sequence import SequenceErrors, Text, make_sequence
+from arr_coc.teaching import teach
 from arr_coc.transport import Transport
 
 
@@ -47,12 +49,18 @@ class Learner(nn.Module):
         site_widths: d_l of the percepts' sites.
         context_width: C.
         state_width: S, 0 where percepts bring no state.
+        text_width: of the states of texts' tokens, where those are read (`config.sequence`); else 0.
     """
 
     state_names = ("relevance_weight", "surprise_watch", "step")
 
     def __init__(
-        self, config: ArrCocConfig, site_widths: list[int], context_width: int, state_width: int = 0
+        self,
+        config: ArrCocConfig,
+        site_widths: list[int],
+        context_width: int,
+        state_width: int = 0,
+        text_width: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -66,6 +74,9 @@ class Learner(nn.Module):
         self.in_time = InTime(config, context_width, feature_width)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
         held = (config.consolidation, config.consolidation_strength, config.consolidation_decay)
+        on = config.error_module and config.surprise == "answer"
+        self.answers = AnswerErrors(self.ladder.width) if on else None
+        self.sequence: SequenceErrors | None = make_sequence(config, text_width)
         self.optimizer = Optimizer(config.optimizer, consolidation=Consolidation(*held))
         self.three_factor = ThreeFactor(config, self.context_key, self.own_gain, self.optimizer)
         self.rule = make_rule(config.rule, config.rule_options)
@@ -100,7 +111,7 @@ class Learner(nn.Module):
         return Answer(
             relevance=self._supported(settled.relevance, percept),
             reading=reading,
-            surprise=self.errors.surprise(errors),
+            surprise=self._surprise(climb, errors),
             values=near(self.readout.values(climb.phi), climb.phi),
             trust=near(trust(novelty, self.config.trust_sharpness), climb.phi),
             gamma=gamma,
@@ -121,6 +132,11 @@ class Learner(nn.Module):
         reading = self._spread(settled.relevance, percept)
         climb = self.rule.infer(self.ladder, self._climb(reading, features, context, percept))
         return gamma, settled, course, reading, climb
+
+    def _surprise(self, climb: Climb, errors: list[Tensor]) -> Tensor:
+        return (
+            self.errors.surprise(errors) if self.answers is None else self.answers.surprise(climb.drives[-1])
+        )
 
     def _seen(self, percept: Percept) -> tuple[Tensor, Tensor]:
         """Features (B, N, F) and scene statistics of every entry; those that share tokens share the work."""
@@ -237,7 +253,7 @@ class Learner(nn.Module):
         self.readout.meet(rows, clock)
         weights = self._evidence(percept, answer)
         try:
-            self._teach(percept, answer, target, values)
+            teach(self, percept, answer, target, values)
         except FloatingPointError:
             self.readout.forget(classes)
             self.rule.forget(classes)
@@ -246,67 +262,16 @@ class Learner(nn.Module):
         if self.config.readout == "precision":
             self.readout.learn(answer.climb.phi, rows, weights)
             self.scenes.learn(answer.scene)
+        if self.answers is not None:
+            self.answers.learn(answer.climb.drives[-1], rows, len(self.classes), self.config.eta_error)
         self._pass(percept, answer)
         self._settle_down(answer, percept.batch)
         return answer
 
-    def _teach(self, percept: Percept, answer: Answer, target: Tensor, values: Tensor) -> None:
-        """Let the rule change the ladder, U and (under "delta") the readout."""
-        config = self.config
-        rivals = self.readout.met_lately(config.error_window, int(self.step), percept.batch).to(values.device)
-
-        def error_of(values: Tensor) -> Tensor:
-            if config.error == "softmax":
-                shown = (config.teaching_scale * values).masked_fill(~rivals, -torch.inf)
-                return target.to(values) - shown.softmax(1)
-            return (target.to(values) - values) * rivals
-
-        error = error_of(values)
-        trains_ladder = config.eta_ladder > 0 or config.readout == "delta"
-        learns_relevance = self._learns_relevance(percept.asked)
-        if not (learns_relevance or trains_ladder):
-            return
-
-        def forward(copies: dict[str, Tensor]) -> Tensor:
-            features, context = answer.features.clone(), answer.context.clone()
-            further = None if answer.course is None else answer.course.further.clone()
-            gamma = self._score(percept, features, context, copies["relevance"], further)
-            r = settle(gamma, features, config.lateral, percept.mask).relevance
-            phi = self._climb(self._spread(r, percept), features, context, percept, copies).phi
-            return phi @ copies["readout"].T.to(phi.device)
-
-        readout = self.readout.weight.to(error)
-        teaching = Teaching(
-            error,
-            target,
-            readout,
-            values,
-            self.relevance_weight,
-            forward,
-            rivals,
-            error_of,
-            int(self.step),
-        )
-        self.rule.prepare(self.ladder, len(self.classes))
-        updates = self.rule.step(self.ladder, answer.climb, teaching)
-        if not updates.finite():
-            raise FloatingPointError(
-                f"rule {self.config.rule!r} asked for an update that is not finite at sample "
-                f"{int(self.step)}: its steps are too long (eta_ladder={self.config.eta_ladder:g}, "
-                f"eta_readout={self.config.eta_readout:g}); nothing was changed"
-            )
-        if learns_relevance:
-            feedback = updates.drive_feedback
-            if feedback is None:  # the own gain is learned from feedback, whatever rule moves U
-                feedback, _ = self.rule.attend(self.ladder, answer.climb, error, readout, int(self.step))
-            direction, rho = self._eligible(percept, answer, feedback)
-            size, gate = error.norm(dim=1).to(direction), self._gate(answer)
-            weight, whole = self.relevance_weight, updates.relevance
-            self.three_factor.learn(weight, percept.asked, answer.context, direction, size, rho, gate, whole)
-        if config.protect == "relevance":
-            relevant = relevant_now(answer.relevance, answer.features, percept.mask)
-            updates = protected(self.ladder, updates, relevant, self.rule.mirrored)
-        self._move(updates)
+    def read_on(self, text: Text | None) -> None:
+        """What followed what in these texts; nothing where texts are not read."""
+        if self.sequence is not None and text is not None:
+            self.sequence.learn(text.states, text.mask)
 
     def _eligible(self, percept: Percept, answer: Answer, feedback: Tensor) -> tuple[Tensor, Tensor | None]:
         """What feedback to the drives (B, F) asks of U, (B, F) and of the own gain, if there is one, (B,)."""

@@ -42,6 +42,10 @@ def check(parts: Mapping[str, Learner]) -> None:
             "predict_gain and temporal_gain make a sample's phi depend on what came before it, so parts of a "
             "stream do not add up to the whole; None, which is off, is needed for both"
         )
+    if one.sequence is not None or one.answers is not None:
+        raise ValueError(
+            "what sequence=True and surprise='answer' learn is not summed up; False and 'context' are needed"
+        )
     for name, other in others:
         mine, its = asdict(one.config), asdict(other.config)
         differ = [field for field in mine if mine[field] != its[field]]

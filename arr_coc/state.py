@@ -17,6 +17,8 @@ PER_CLASS = {
     "readout.weight",
     "readout.class_count",
     "readout.last_met",
+    "answers.mean",
+    "answers.class_count",
 }  # one row per class
 _PARTIAL = {
     "readout.partial",
@@ -33,6 +35,8 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "predictor.": learner.in_time.predictor,
         "association.": learner.in_time.association,
         "transport.": learner.transport,
+        "sequence.": learner.sequence,
+        "answers.": learner.answers,
     }
     return {
         "": learner,

@@ -71,6 +71,14 @@ def test_reversed_words_change_their_meaning_at_mid_stream() -> None:
     assert [s["experience"] for s in stream.samples] == sorted(s["experience"] for s in stream.samples)
 
 
+def test_by_classes_the_test_scenes_do_not_decide_what_the_training_scenes_show() -> None:
+    """Numbers of scenes that are no tens of tens: a scene's class once came from the other split's scene."""
+    stream = streams.load("cued-clutter-classes", seed=0, n_train=90, n_test=30)
+    for samples in (stream.samples, *stream.probes):
+        for sample in samples:
+            assert sample["label"] in stream.experiences[sample["experience"]]
+
+
 def test_classes_variant_teaches_two_classes_at_a_time() -> None:
     stream = streams.load("cued-clutter-classes", seed=1, n_train=120, n_test=60)
     for sample in [*stream.samples, *(s for probe in stream.probes for s in probe)]:

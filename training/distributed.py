@@ -250,6 +250,10 @@ class Merging:
                     "predict_gain and temporal_gain need a stream whole and in order: set both to None, or "
                     "learn in one process"
                 )
+            if any(one.sequence is not None or one.answers is not None for one in learners):
+                raise ValueError(
+                    "what sequence=True and surprise='answer' learn is not summed up: learn in one process"
+                )
             self.shared = [(one, self._follow(one)) for one in learners]
 
     def merge(self) -> None:

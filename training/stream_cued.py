@@ -75,7 +75,7 @@ def make(
 
     def render(key: _Key) -> Sample:
         chance = np.random.default_rng([seed, key.split == "test", key.index])
-        cells, target, cell = _scene(cues, grid, key, chance, forced[key.index] if forced else None)
+        cells, target, cell = _scene(cues, grid, key, chance, forced.get((key.split, key.index)))
         image, masks = compose(cells, grid, background(chance), chance)
         return {
             "image": image,
@@ -96,7 +96,7 @@ def make(
             for n in range(each)
         ]
 
-    forced: dict[int, int] = {}
+    forced: dict[tuple[str, int], int] = {}
     train, test = keys("train", n_train), keys("test", n_test)
     experiences = [[word] for _, word, _ in teaching]
     if by == "classes":
@@ -125,17 +125,17 @@ def _words(cues: str, grid: int) -> tuple[str, ...]:
 
 def _by_classes(
     train: list[_Key], test: list[_Key], texts: list[str], seed: int, order: int
-) -> tuple[list[_Key], list[_Key], list[list[str]], dict[int, int]]:
+) -> tuple[list[_Key], list[_Key], list[list[str]], dict[tuple[str, int], int]]:
     """Experiences of two classes each: the cue varies within them, and the cued item's class is set."""
     turn = np.random.default_rng([seed, order, 9]).permutation(len(texts))
     pairs = [turn[i : i + 2] for i in range(0, len(texts), 2)]
-    forced: dict[int, int] = {}
+    forced: dict[tuple[str, int], int] = {}  # by split and index: a split counts its own scenes
 
     def deal(keys: list[_Key]) -> list[_Key]:
         dealt = []
         for key in keys:  # classes go round within each cue, whatever the order
             target = key.number % len(texts)
-            forced[key.index] = target
+            forced[key.split, key.index] = target
             e = next(i for i, pair in enumerate(pairs) if target in pair)
             dealt.append(_Key(key.split, e, key.word, key.value, key.number, key.index))
         shuffle = np.random.default_rng([seed, 10]).permutation(len(dealt))
