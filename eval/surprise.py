@@ -1,6 +1,6 @@
 """Surprise, measured: of texts' tokens, of samples, at switches, of a scene's tokens, and as a gate.
 
-    python -m arr_coc.eval.surprise                      # tables of the runs in eval/records/surprise.jsonl
+    python -m arr_coc.eval.surprise                      # tables of the runs in eval/recorded/surprise.jsonl
     python -m arr_coc.eval.surprise --run --cache DIR    # what is missing there is run first
 
 A record is one part on one seed. Seeds 0 to 4 are reported; what was chosen (steps, widths, thresholds of
@@ -28,7 +28,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     "cued-clutter-classes": {"n_train": 1500, "n_test": 480},
 }
 GATES = {"off": "plugin", "boost": "with-surprise-boost", "damp": "with-surprise-damp"}
-RECORDS = Path(__file__).parent / "records" / "surprise.jsonl"
+RECORDS = Path(__file__).parent / "recorded" / "surprise.jsonl"
 Scores = dict[str, float]
 
 # what is compared with what, on the same seeds
