@@ -294,6 +294,7 @@ class GenerativeBody:
             grid=seen.grid,
             asked="sequence",
             sample=sample.to(seen.place.device),
+            made=None if self.now.question is None else seen.made,  # kept as long as `generate` runs
         )
 
     def _attention(self, heard: Tensor | None, seen: Seen, sample: Tensor, row: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ attends to beside that."""
 import functools
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Seen:
         words: (B, d) mean hidden state of the text beside them, or of the tokens where there is no text.
         length: of the sequence that they stand in.
         grid: rows and columns of the tokens, where they stand in one.
+        made: see `Percept.made`.
     """
 
     tokens: tuple[Tensor, ...]
@@ -37,6 +38,7 @@ class Seen:
     words: Tensor
     length: int
     grid: tuple[int, int] | None = None
+    made: dict[Any, Any] = field(default_factory=dict)
 
 
 def token_ids_of(config: Any, family: Family) -> list[int]:
