@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from arr_coc import state
 from arr_coc.adapters import base, card, hub, saving
+from arr_coc.adapters.calls import Turn, lasting
 from arr_coc.adapters.checks import adapter_name, known_names
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
@@ -87,6 +88,7 @@ class AdapterSet(nn.Module):
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
+        self._turn = Turn()
         self.learners = Learners([learner])
         self._names = [FIRST]
         self._active, self._plastic = [FIRST], [FIRST]
@@ -161,6 +163,7 @@ class AdapterSet(nn.Module):
 
     # -- coming and going ------------------------------------------------------------------------------------
 
+    @lasting
     def add_adapter(self, name: str, config: ArrCocConfig | None = None) -> None:
         """Add a fresh adapter; it answers and learns when `set_active` and `set_plastic` name it.
 
@@ -174,6 +177,7 @@ class AdapterSet(nn.Module):
         config = self._with_sites(self.learner.config if config is None else config)
         self._put(name, make_learner(self.model, self.body, config))
 
+    @lasting
     def delete_adapter(self, name: str) -> None:
         """Take an adapter away with all it has learned; one has to stay (`detach` takes the last)."""
         known_names([name], self._names)
@@ -191,6 +195,7 @@ class AdapterSet(nn.Module):
         for names in (self._names, self._active, self._plastic):
             names[:] = [new if name == old else name for name in names]
 
+    @lasting
     def merge(self, names: Sequence[str], into: str) -> None:
         """Add up the statistics of adapters that were trained apart, exactly (see `arr_coc.merge`).
 
@@ -285,6 +290,7 @@ class AdapterSet(nn.Module):
 
         return hub.push(write, repo_id, **options)
 
+    @lasting
     def load_adapter(
         self,
         source: str | Path,

@@ -14,6 +14,7 @@ from arr_coc.adapters import hub
 from arr_coc.adapters.acting import act
 from arr_coc.adapters.acting import reward as give
 from arr_coc.adapters.adapter_set import AdapterSet, check_base, make_learner
+from arr_coc.adapters.calls import alone, lasting
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
@@ -150,6 +151,7 @@ class ArrCocModel(AdapterSet):
             if not silent:
                 self._let_go()
 
+    @alone
     def forward(
         self,
         *args: Any,
@@ -176,15 +178,17 @@ class ArrCocModel(AdapterSet):
             ):
                 return self.model(*args, **kwargs)
 
+    @alone
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own `generate`, every step of it answered with what was learned."""
         self._on()
         if isinstance(self.body, DualEncoderBody):
             raise TypeError(f"{type(self.model).__name__} scores texts and cannot generate any")
-        asked = kwargs.get("input_ids", args[0] if args else None)
+        asked = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
+        prompt = asked if isinstance(asked, Tensor) else kwargs.get("inputs_embeds")
         self.body.end()
         with torch.inference_mode(), steered(self, {**kwargs, "input_ids": asked}):
-            self.body.begin(kwargs, asked.shape[1] if isinstance(asked, Tensor) else 0)
+            self.body.begin(kwargs, prompt.shape[1] if isinstance(prompt, Tensor) else 0)
             try:
                 with self._call():
                     return self.model.generate(*args, **kwargs)
@@ -199,6 +203,7 @@ class ArrCocModel(AdapterSet):
             raise TypeError("only a dual encoder has candidate texts")
         return self.body.keys(input_ids, attention_mask)
 
+    @alone
     def perceive(
         self,
         context_ids: Tensor | None = None,
@@ -215,6 +220,7 @@ class ArrCocModel(AdapterSet):
         self._on()
         return perceive(self, context_ids, context_attention_mask, labels, inputs)
 
+    @lasting
     def learn(self, labels: Tensor, **inputs: Any) -> Answer:
         """One online step: one frozen forward pass and a local update of every plastic adapter. Returns the
         first one's answer from before the step.
@@ -231,6 +237,7 @@ class ArrCocModel(AdapterSet):
         self._check_plastic()
         return teach(self, labels, inputs).answer
 
+    @lasting
     def point_out(
         self, click: Any = None, box: Any = None, mask: Any = None, in_pixels: bool = False, **inputs: Any
     ) -> Answer:
@@ -252,6 +259,7 @@ class ArrCocModel(AdapterSet):
         self._check_plastic()
         return point_out(self, {"click": click, "box": box, "mask": mask}, in_pixels, inputs)
 
+    @lasting
     def act(self, choice: Tensor | None = None, **inputs: Any) -> Handle:
         """Choose (dual: one of the candidate texts; generative: `generate`), and remember what a reward will
         need.
@@ -263,6 +271,7 @@ class ArrCocModel(AdapterSet):
         self._check_plastic()
         return act(self, inputs, choice)
 
+    @lasting
     def reward(self, handle: Handle, reward: Tensor | float) -> Tensor:
         """Tell how good an action was, r in [0, 1] per sample, once; may come late and out of order.
 
@@ -277,6 +286,7 @@ class ArrCocModel(AdapterSet):
         self._check_plastic()
         return give(self, handle, reward)
 
+    @alone
     def predict(
         self,
         images: Any,
@@ -301,11 +311,12 @@ class ArrCocModel(AdapterSet):
     def disable(self) -> Iterator["ArrCocModel"]:
         """Inside, the model answers as it would without the adapter, bit for bit; then the state before comes
         back."""
-        before, self._enabled = self._enabled, False
-        try:
-            yield self
-        finally:
-            self._enabled = before
+        with self._turn:  # for this thread; others wait
+            before, self._enabled = self._enabled, False
+            try:
+                yield self
+            finally:
+                self._enabled = before
 
     def steer(
         self, strength: float = 1.0, layers: Sequence[int] = (), **where: Any
@@ -331,6 +342,7 @@ class ArrCocModel(AdapterSet):
         return self._given[0]
 
     @classmethod
+    @torch.inference_mode(False)
     def from_pretrained(
         cls,
         model: nn.Module,
@@ -370,6 +382,7 @@ class ArrCocModel(AdapterSet):
         return attached
 
 
+@torch.inference_mode(False)
 def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None) -> ArrCocModel:
     """Attach an adapter to a pretrained vision-language model; its weights are never written.
 

@@ -40,12 +40,15 @@ class Pass:
         fresh: it shows images that were not read yet.
         question: how many positions, from the start, may count as the question; None for all.
         seen: the visual tokens read last.
+        last: the place of the last image that the pass shows, counted from the end (so negative): logits
+            before it are the model's own; None where it shows none.
     """
 
     asked: dict[str, Any]
     fresh: bool = False
     question: int | None = None
     seen: Seen | None = None
+    last: int | None = None
 
 
 class GenerativeBody:
@@ -222,15 +225,16 @@ class GenerativeBody:
         if self.encoder_decoder:
             names = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
         length = next((inputs[n].shape[1] for n in names if isinstance(inputs.get(n), Tensor)), 1)
-        keep = inputs.get("logits_to_keep")
-        if isinstance(keep, Tensor):
-            return keep.cpu() - length
-        start = length - min(int(keep or length), length)
         if isinstance(self.source, InSequence) and self.now.fresh:
             where = self.source.where(self.now.asked, length)
             if where is not None and where.shape[1] == length and where.any():
-                start = max(start, int(where.any(0).nonzero().flatten()[-1]))
-        return torch.arange(start - length, 0)
+                self.now.last = int(where.any(0).nonzero().flatten()[-1]) - length
+        keep = inputs.get("logits_to_keep")
+        if isinstance(keep, Tensor):
+            keep = keep.cpu()
+            return torch.where(keep < 0, keep, keep - length)
+        kept = min(int(keep or length), length)
+        return torch.arange(-kept if self.now.last is None else max(self.now.last, -kept), 0)
 
     def look(self, capture: Capture, labels: Tensor | None = None) -> Seen | None:
         """The visual tokens of this pass if it shows images, else those that a decoding step goes on from."""
@@ -294,6 +298,7 @@ class GenerativeBody:
             grid=seen.grid,
             asked="sequence",
             sample=sample.to(seen.place.device),
+            made=None if self.now.question is None else seen.made,  # kept as long as `generate` runs
         )
 
     def _attention(self, heard: Tensor | None, seen: Seen, sample: Tensor, row: Tensor) -> Tensor:
@@ -313,6 +318,8 @@ class GenerativeBody:
 
         `.relevance` (B, N) and `.surprise` (B,) are those of the last position.
         """
+        if isinstance(output, tuple):
+            raise ValueError("return_dict=False leaves no place for relevance; use return_dict=True")
         seen = self.look(capture)
         if seen is None or not len(rows):
             return output  # no image was seen: nothing to add
@@ -320,17 +327,18 @@ class GenerativeBody:
         batch, kept, vocabulary = logits.shape
         columns = torch.arange(-kept, 0) if len(rows) == kept else rows
         known = token_rows(learner.classes, vocabulary, logits.device)
-        step = max(_CHUNK // batch, 1)
-        for start in range(0, len(rows), step):
-            some = rows[start : start + step]
-            sample = torch.arange(batch).repeat_interleave(len(some))
-            index = torch.arange(start, start + len(some)).repeat(batch)
-            answer = learner.answer(self.percept(capture, seen, sample, some.repeat(batch), index))
-            column = columns[start : start + step].repeat(batch)
+        last = self.now.last
+        chosen = torch.arange(len(rows)) if last is None else (rows >= last).nonzero().flatten()
+        if not len(chosen):
+            return output  # every place that was asked for stands before the last image
+        for some in chosen.split(max(_CHUNK // batch, 1)):
+            sample, index = torch.arange(batch).repeat_interleave(len(some)), some.repeat(batch)
+            answer = learner.answer(self.percept(capture, seen, sample, rows[index], index))
+            column = columns[index]
             logits[sample, column] = learner.fuse(logits[sample, column], known, answer)
         output.logits = logits
-        last = torch.arange(1, batch + 1) * len(some) - 1
-        output.relevance, output.surprise = answer.relevance[last], answer.surprise[last]
+        ends = torch.arange(1, batch + 1) * len(some) - 1
+        output.relevance, output.surprise = answer.relevance[ends], answer.surprise[ends]
         return output
 
     def taught(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, list[str]]:

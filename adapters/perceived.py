@@ -63,6 +63,7 @@ def ordinary(percept: Percept) -> Percept:
         percept,
         tokens=tuple(t.clone() if own is None else t[own] for t in percept.tokens),
         sample=None,
+        made=None,
         attention=percept.attention.clone(),
         context=percept.context.clone(),
         own=copy(percept.own),

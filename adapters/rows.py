@@ -31,7 +31,8 @@ def row_logits(
     """
     rows = rows.to(query.device) % query.shape[2]
     q = query[:, :, rows].float()  # (B, H, R, d)
-    k = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1)
+    groups = query.shape[1] // key.shape[1]
+    k = key.float() if groups == 1 else key.float().repeat_interleave(groups, 1)
     logits = q @ k.mT * scaling  # (B, H, R, K)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)

@@ -3,8 +3,8 @@ attends to beside that."""
 
 import functools
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Seen:
         words: (B, d) mean hidden state of the text beside them, or of the tokens where there is no text.
         length: of the sequence that they stand in.
         grid: rows and columns of the tokens, where they stand in one.
+        made: see `Percept.made`.
     """
 
     tokens: tuple[Tensor, ...]
@@ -37,6 +38,7 @@ class Seen:
     words: Tensor
     length: int
     grid: tuple[int, int] | None = None
+    made: dict[Any, Any] = field(default_factory=dict)
 
 
 def token_ids_of(config: Any, family: Family) -> list[int]:
@@ -89,6 +91,7 @@ class InSequence:
     def __init__(self, model: Any, family: Family, tower: Tower, sites: tuple[int, ...]) -> None:
         self.ids = token_ids_of(model.config, family)
         self.family, self.sites = family, sites
+        self.embeddings: Callable[[], nn.Module] = model.get_input_embeddings
         self.widths = [tower.width] * len(sites)
         if not self.ids and not family.marker and not family.in_front:
             raise TypeError(
@@ -114,6 +117,10 @@ class InSequence:
             found = marker.bool()
         elif isinstance(ids, Tensor):
             found = torch.isin(ids, torch.tensor(self.ids, device=ids.device, dtype=ids.dtype))
+        elif self.ids and isinstance(asked.get("inputs_embeds"), Tensor):  # as transformers finds them there
+            words = asked["inputs_embeds"]
+            marks = self.embeddings()(torch.tensor(self.ids, device=words.device))
+            found = (words.unsqueeze(2) == marks).all(-1).any(2)
         else:
             return None
         return grown(found, length, self.family) if self.family.in_front else found

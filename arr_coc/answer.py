@@ -62,19 +62,19 @@ def fuse(own_logits: Tensor, rows: Tensor, answer: Answer, value_scale: float) -
         rows: of the K candidates in the readout, on the device of the values, (K,); -1: never learned.
         value_scale: s.
     """
-    known, trusted = rows >= 0, answer.trust > 0
-    if not (known.any() and trusted.any()):
+    known, trusted = (rows >= 0).nonzero().flatten(), answer.trust > 0
+    if not (len(known) and trusted.any()):
         return own_logits
     own = own_logits[trusted.to(own_logits.device)].to(answer.values)
-    log_own = own.log_softmax(1)
+    total = own.logsumexp(1, keepdim=True)
     learned = (value_scale * answer.values[trusted][:, rows[known]]).log_softmax(1)
     t = answer.trust[trusted].unsqueeze(1)
     # of a candidate that was never learned log(x + 0) is log x as it stands: of a whole vocabulary only the
-    # columns that were learned need the sum
-    mixed = torch.log1p(-t) + log_own
-    mixed[:, known] = torch.logaddexp(mixed[:, known], t.log() + learned)
+    # columns that were learned need the sum, and no other is normalised, so a score of -inf stays a number
+    mixed = torch.log1p(-t) + own
+    mixed[:, known] = torch.logaddexp(mixed[:, known] - total, t.log() + learned) + total
     # a candidate that was never learned keeps a finite score, far below every other
     floor = torch.finfo(own_logits.dtype).min / 4
     fused = own_logits.clone()
-    fused[trusted.to(fused.device)] = mixed.add_(own).sub_(log_own).clamp_min_(floor).to(fused)
+    fused[trusted.to(fused.device)] = mixed.clamp_min_(floor).to(fused)
     return fused

@@ -140,10 +140,17 @@ class Learner(nn.Module):
 
     def _seen(self, percept: Percept) -> tuple[Tensor, Tensor]:
         """Features (B, N, F) and scene statistics of every entry; those that share tokens share the work."""
-        features, sample, mask = self.ladder.features(percept.tokens), percept.sample, percept.mask
+        made, sample, mask = {} if percept.made is None else percept.made, percept.sample, percept.mask
+        features = made.get((self, "features"))
+        if features is None:
+            features = made[self, "features"] = self.ladder.features(percept.tokens)
         if sample is not None and mask is not None:
             features, sample = features[sample], None
-        scene = scene_statistics(features[..., : self.ladder.width], mask)
+        scene = made.get((self, "scene")) if mask is None else None
+        if scene is None:
+            scene = scene_statistics(features[..., : self.ladder.width], mask)
+        if mask is None:
+            made[self, "scene"] = scene
         return (features, scene) if sample is None else (features[sample], scene[sample])
 
     def _settle(

@@ -1,7 +1,7 @@
 """A percept: what one frozen forward pass leaves behind."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class Percept:
             own embedding serves. Relevance is learned for what was asked.
         sample: whose tokens each entry looks at, (B,), where several look at the same ones (the positions of
             a text about one picture), or None for its own.
+        made: what each learner has made of `tokens` alone, for percepts that show the very same ones again
+            (the steps that a text is written in); None where they are shown once.
     """
 
     tokens: tuple[Tensor, ...]
@@ -38,6 +40,7 @@ class Percept:
     grid: tuple[int, int] | None = None
     asked: Literal["text", "sequence", "image"] = "text"
     sample: Tensor | None = None
+    made: dict[Any, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -96,4 +99,5 @@ class Percept:
             mask=pick(self.mask),
             state=pick(self.state),
             sample=pick(self.sample),
+            made=self.made if self.sample is not None else None,
         )

@@ -1,12 +1,14 @@
 """Many positions of a text about one picture: its tokens are worked on once, the answers stay the same."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 import tiny
 from arr_coc import ArrCocConfig, attach
+from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.answer import Answer, fuse
 from arr_coc.learner import Learner
 from arr_coc.percept import Percept
@@ -108,3 +110,47 @@ def whole(logits: torch.Tensor, rows: torch.Tensor, answer: Answer, scale: float
     mixed = torch.logaddexp(torch.log1p(-t) + log_own, t.log() + learned)
     fused = (wide + mixed - log_own).clamp_min(torch.finfo(logits.dtype).min / 4)
     return torch.where(t > 0, fused.to(logits.dtype), logits)
+
+
+def test_a_score_of_minus_infinity_is_no_nan() -> None:
+    """A model that rules a word out in its own scores once got NaN for it, and with it no answer at all."""
+    answer = replace(fitted().answer(own(shared())), trust=torch.full((5,), 0.5, dtype=torch.float64))
+    rows = torch.tensor([0, -1, 1, -1, 2])
+    logits = torch.tensor([0.5, -torch.inf, 1.0, 2.0, -torch.inf]).repeat(5, 1)
+    found = fuse(logits, rows, answer, 10.0)
+    assert torch.isfinite(found).all()
+    assert (found[:, 1] < -1e30).all()  # never learned, and still ruled out
+    almost = fuse(logits.masked_fill(logits.isinf(), -1e30), rows, answer, 10.0)
+    torch.testing.assert_close(found.softmax(1), almost.softmax(1))
+
+
+def test_a_text_is_written_with_its_pictures_worked_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every decoding step once made the same features of the same tokens anew; nothing is kept afterwards."""
+    attached = attach(tiny.generative(), ArrCocConfig(width=16, expansion=8))
+    inputs = tiny.generative_inputs()
+    for _ in range(4):
+        attached.learn(**tiny.answered(inputs, torch.tensor([[7, 2], [8, 2]])))
+    attached.add_adapter("other", ArrCocConfig(width=8, expansion=4))
+    attached.set_active(["default", "other"])
+    how = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    met: dict[str, list[torch.Tensor]] = {}
+    for name in attached.adapters:
+        ladder, heard = attached.adapter(name).ladder, met.setdefault(name, [])
+        made = ladder.features
+        monkeypatch.setattr(ladder, "features", lambda t, h=heard, m=made: h.append(t[0]) or m(t))
+    scores = attached.generate(**inputs, **how, output_scores=True, return_dict_in_generate=True)
+    assert [len(heard) for heard in met.values()] == [1, 1]
+    attached.generate(**{**inputs, "pixel_values": inputs["pixel_values"].flip(0)}, **how)
+    assert [len(heard) for heard in met.values()] == [2, 2]  # another text, other pictures
+    assert attached.body.now.seen is None
+
+    percept = GenerativeBody.percept
+
+    def anew(*args: Any) -> Percept:
+        return replace(percept(*args), made=None)
+
+    monkeypatch.setattr(GenerativeBody, "percept", anew)
+    again = attached.generate(**inputs, **how, output_scores=True, return_dict_in_generate=True)
+    assert [len(heard) for heard in met.values()] == [6, 6]
+    assert all(torch.equal(a, b) for a, b in zip(scores.scores, again.scores, strict=True))
+    attached.detach()

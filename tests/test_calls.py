@@ -1,0 +1,143 @@
+"""How people call: from threads, inside `inference_mode`, with embeddings, for chosen places, as tuples."""
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from arr_coc import ArrCocConfig, attach
+from arr_coc.adapters.attach import ArrCocModel
+
+SMALL = ArrCocConfig(width=16, expansion=8)
+ANSWERS = torch.tensor([[7, 2], [8, 2]])
+GREEDY = {"max_new_tokens": 3, "do_sample": False}
+
+
+def taught(turns: int = 5) -> tuple[ArrCocModel, dict[str, torch.Tensor]]:
+    attached, inputs = attach(tiny.generative(), SMALL), tiny.generative_inputs()
+    for _ in range(turns):
+        attached.learn(**tiny.answered(inputs, ANSWERS))
+    return attached, inputs
+
+
+def test_threads_that_share_a_model_wait_for_one_another() -> None:
+    """They once heard each other's passes: other answers, or errors about shapes."""
+    attached, inputs = taught()
+    expected = attached.generate(**inputs, **GREEDY)
+    wrong: list[Any] = []
+
+    def write(rows: slice) -> None:
+        some = {name: tensor[rows] for name, tensor in inputs.items()}
+        for _ in range(8):
+            try:
+                found = attached.generate(**some, **GREEDY)
+                if not torch.equal(found[:, :22], expected[rows][:, :22]):
+                    wrong.append(found)
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=write, args=(rows,)) for rows in (slice(0, 2), slice(0, 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    attached.detach()
+
+
+def test_another_thread_waits_while_learning_is_off() -> None:
+    attached, inputs = taught()
+    expected, found = attached(**inputs).logits, []
+    with attached.disable():
+        other = threading.Thread(target=lambda: found.append(attached(**inputs).logits))
+        other.start()
+        other.join(0.2)
+        assert found == []
+        bare = attached(**inputs).logits
+    other.join()
+    assert torch.equal(found[0], expected)
+    assert not torch.equal(bare, expected)
+    attached.detach()
+
+
+@pytest.mark.parametrize("rule", ["attention_gated", "backprop"])
+@pytest.mark.parametrize("kind", ["dual", "generative"])
+def test_what_is_learned_inside_inference_mode_is_no_inference_tensor(kind: str, rule: str) -> None:
+    """A later step outside of it was refused by torch: "Inplace update to inference tensor"."""
+    config = ArrCocConfig(width=16, expansion=8, rule=rule)
+    model: Any = tiny.generative() if kind == "generative" else tiny.dual()
+    inputs = tiny.generative_inputs() if kind == "generative" else tiny.dual_inputs()
+    how = {"max_new_tokens": 2} if kind == "generative" else {}
+
+    def lesson(turn: int) -> dict[str, torch.Tensor]:
+        if kind == "generative":
+            return tiny.answered(inputs, ANSWERS + turn)
+        return {**inputs, "labels": (torch.tensor([0, 1, 2]) + turn) % 5}
+
+    def life(attached: ArrCocModel, turn: int) -> torch.Tensor:
+        attached.learn(**lesson(turn))
+        attached.reward(attached.act(**inputs, **how), 1.0)
+        return attached.learn(**lesson(turn + 1)).values
+
+    with torch.inference_mode():
+        within = attach(model, config)
+        life(within, 0)
+        within.add_adapter("more")
+        within.set_plastic(["default", "more"])
+        life(within, 0)
+    found = life(within, 2)
+    within.detach()
+    outside = attach(model, config)
+    life(outside, 0)
+    life(outside, 0)
+    assert torch.equal(found, life(outside, 2))
+    outside.detach()
+
+
+def test_logits_kept_before_the_picture_are_the_models_own_however_they_are_asked_for() -> None:
+    """Those that a tensor chose were answered as if the picture had been seen there already."""
+    attached, inputs = taught()
+    whole = attached(**inputs).logits
+    with attached.disable():
+        bare = attached(**inputs).logits
+    for places in ([0, 5, 18, 20], [20, 3, 17], [-1, -21, -2], [0, 3], [20]):
+        keep = torch.tensor(places)
+        out = attached(**inputs, logits_to_keep=keep)
+        torch.testing.assert_close(out.logits, whole[:, keep])
+        early = keep % whole.shape[1] < 16  # the last visual token stands at 16
+        assert torch.equal(out.logits[:, early], bare[:, keep][:, early])
+        assert hasattr(out, "relevance") == (not bool(early.all()))
+    attached.detach()
+
+
+@pytest.mark.parametrize("kind", ["dual", "generative"])
+def test_a_tuple_has_no_place_for_relevance_and_leaves_nothing(kind: str) -> None:
+    if kind == "generative":
+        attached, inputs = taught(1)
+    else:
+        attached, inputs = attach(tiny.dual(), SMALL), tiny.dual_inputs()
+    with pytest.raises(ValueError, match="return_dict=True"):
+        attached(**inputs, return_dict=False)
+    with attached.disable():
+        assert isinstance(attached(**inputs, return_dict=False), tuple)
+    assert attached(**inputs).relevance.shape[1] == 16
+    attached.detach()
+
+
+def test_a_prompt_may_come_as_inputs_or_as_embeddings() -> None:
+    """With embeddings no picture was found, and nothing that was learned was said."""
+    attached, inputs = taught(8)
+    expected = attached.generate(**inputs, **GREEDY)
+    ids, rest = inputs["input_ids"], {k: v for k, v in inputs.items() if k != "input_ids"}
+    assert expected[:, ids.shape[1]].tolist() == [7, 8]
+    assert torch.equal(attached.generate(inputs=ids, **rest, **GREEDY), expected)
+    assert torch.equal(attached.generate(ids, **rest, **GREEDY), expected)
+    with torch.no_grad():
+        words = attached.model.get_input_embeddings()(ids)
+    assert torch.equal(attached.generate(inputs_embeds=words, **rest, **GREEDY), expected[:, ids.shape[1] :])
+    out, same = attached(**inputs), attached(inputs_embeds=words, **rest)
+    torch.testing.assert_close(same.logits, out.logits)
+    torch.testing.assert_close(same.relevance, out.relevance)
+    attached.detach()
