@@ -17,13 +17,15 @@ from arr_coc.adapters.adapter_set import AdapterSet, check_base, make_learner
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
+from arr_coc.adapters.keeping import Keep
 from arr_coc.adapters.perceive import given_context, perceive
-from arr_coc.adapters.perceived import Handle, Perceived, Prediction
+from arr_coc.adapters.perceived import Handle, Kept, Perceived, Prediction
 from arr_coc.adapters.pointing import point_out
 from arr_coc.adapters.predict import predict
 from arr_coc.adapters.steer import Steering, steer, steered
 from arr_coc.adapters.structure import kind_of, unwrapped
 from arr_coc.adapters.teach import teach
+from arr_coc.adapters.writing import generate
 from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
@@ -54,6 +56,7 @@ class ArrCocModel(AdapterSet):
         self._rows: Tensor | None = None
         self._signature = pyinspect.signature(model.forward)
         self._steering: Steering | None = None
+        self.kept: Kept | None = None  # of the last `generate` that was to keep some tokens only
         self._hooks: list[Any] = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
             body.speaker.register_forward_pre_hook(self._listen, with_kwargs=True),
@@ -171,20 +174,18 @@ class ArrCocModel(AdapterSet):
             ):
                 return self.model(*args, **kwargs)
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own `generate`, every step of it answered with what was learned."""
+    def generate(
+        self, *args: Any, keep_tokens: Keep | None = None, mix: float | None = None, **kwargs: Any
+    ) -> Any:
+        """The model's own `generate`, every step of it answered with what was learned.
+
+        Args:
+            keep_tokens: how many visual tokens the language model sees, a number, a share in (0, 1], or one of
+                these a sample; the others are dropped before it runs, positions stay. `kept` says which stayed.
+            mix: how much the kept ones are to differ, in [0, 1]; None: as learned for this kind of question.
+        """
         self._on()
-        if isinstance(self.body, DualEncoderBody):
-            raise TypeError(f"{type(self.model).__name__} scores texts and cannot generate any")
-        asked = kwargs.get("input_ids", args[0] if args else None)
-        self.body.end()
-        with torch.inference_mode(), steered(self, {**kwargs, "input_ids": asked}):
-            self.body.begin(kwargs, asked.shape[1] if isinstance(asked, Tensor) else 0)
-            try:
-                with self._call():
-                    return self.model.generate(*args, **kwargs)
-            finally:
-                self.body.end()
+        return generate(self, args, kwargs, keep_tokens, mix)
 
     # -- learning --------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from arr_coc.relevance import (
     ContextKey,
     Course,
     InTime,
+    Mixture,
     OwnGain,
     Settled,
     ThreeFactor,
@@ -61,6 +62,7 @@ class Learner(nn.Module):
         self.context_key = ContextKey(context_width, config.context_ridge)
         self.own_gain = OwnGain(context_width, config.own_gain)
         self.in_time = InTime(config, context_width, feature_width)
+        self.mixture = Mixture(context_width)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
         self.optimizer = Optimizer(config.optimizer)
         self.three_factor = ThreeFactor(config, self.context_key, self.own_gain, self.optimizer)
