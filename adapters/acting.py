@@ -9,9 +9,10 @@ from arr_coc.adapters.answers import IGNORE, behind, labels_for, new_tokens
 from arr_coc.adapters.checks import label_rows, rewards
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.perceived import Handle, Perceived
+from arr_coc.adapters.writing import generate
 
 if TYPE_CHECKING:
-    from arr_coc.adapters.attach import ArrCocModel
+    from arr_coc.adapters.attached import ArrCocModel
 
 
 def act(attached: "ArrCocModel", inputs: dict[str, Any], choice: Tensor | None = None) -> Handle:
@@ -30,9 +31,12 @@ def act(attached: "ArrCocModel", inputs: dict[str, Any], choice: Tensor | None =
 
 
 def _act_in_words(attached: "ArrCocModel", body: GenerativeBody, inputs: dict[str, Any]) -> Handle:
-    shown = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}  # what steers `generate` is no tensor
+    given = dict(inputs)
+    keep, mix = given.pop("keep_tokens", None), given.pop("mix", None)
+    shown = {k: v for k, v in given.items() if isinstance(v, Tensor)}  # what steers `generate` is no tensor
     body.check(shown)
-    written = attached.generate(**{k: v.clone() if k in shown else v for k, v in inputs.items()})
+    copied = {k: v.clone() if k in shown else v for k, v in given.items()}
+    written = generate(attached, (), copied, keep, mix, explore=True)
     pad = getattr(attached.model.generation_config, "pad_token_id", None)
     if body.encoder_decoder:
         answer = written[:, 1:]  # behind the token that it starts from
@@ -47,7 +51,7 @@ def _act_in_words(attached: "ArrCocModel", body: GenerativeBody, inputs: dict[st
     of_sample = body.taught(taught)[0].tolist()
     groups = [[place for place, s in enumerate(of_sample) if s == b] for b in range(len(taught))]
     _, numbers = _remember(attached, seen, names, forced, groups)
-    return Handle(next(iter(numbers.values())), answer, numbers)
+    return Handle(next(iter(numbers.values())), answer, numbers, attached.kept if mix is None else None)
 
 
 def _remember(
@@ -83,6 +87,10 @@ def reward(attached: "ArrCocModel", handle: Handle, given: Tensor | float) -> Te
         each = torch.cat([r[i].expand(len(group)) for i, group in enumerate(groups)])
         with torch.no_grad():
             deltas.append(attached.adapter(name).reward([e for group in groups for e in group], each))
+    if handle.kept is not None and len(r) == len(handle.kept.mixes):
+        learner = attached.adapter(learning[0])
+        for context, mix, value in zip(handle.kept.contexts, handle.kept.mixes, r.tolist(), strict=True):
+            learner.mixture.learn(context.to(learner.mixture.kinds), mix, value)
     for name, number in there.items():
         attached.adapter(name).pending.drop(number)
     return deltas[0]

@@ -15,6 +15,7 @@ from arr_coc.adapters.checks import finite_inputs, token_ids
 from arr_coc.adapters.families import family_of
 from arr_coc.adapters.grid import grid_of
 from arr_coc.adapters.in_turn import Answering
+from arr_coc.adapters.shortening import Rows
 from arr_coc.adapters.structure import (
     Inspection,
     Tower,
@@ -25,7 +26,7 @@ from arr_coc.adapters.structure import (
     speaker_of,
     visual_inputs,
 )
-from arr_coc.adapters.visual_tokens import Attended, InSequence, Seen, crossing_of
+from arr_coc.adapters.visual_tokens import Attended, InSequence, Seen, among, crossing_of
 from arr_coc.percept import Percept
 
 _CHUNK = 256  # positions answered at a time: memory does not grow with the sequence
@@ -91,6 +92,7 @@ class GenerativeBody:
         self.encoder_decoder = any(getattr(c, "is_encoder_decoder", False) for c in configs)
         self.senses = visual_inputs(model)
         self.now = Pass({})
+        self.short: Rows | None = None  # rows of the sequence that the blocks see, where some were dropped
         self._signature = inspect.signature(self.speaker.forward)
 
     def _taps(self) -> list[tuple[str, nn.Module]]:
@@ -239,6 +241,8 @@ class GenerativeBody:
     def look(self, capture: Capture, labels: Tensor | None = None) -> Seen | None:
         """The visual tokens of this pass if it shows images, else those that a decoding step goes on from."""
         capture.tokens = {s: self._sequence(t) for s, t in capture.tokens.items()}
+        if self.short is not None and self.now.fresh:
+            capture.tokens = {s: self.short.restored(t) for s, t in capture.tokens.items()}
         hidden = capture.tokens[self.sites[0]]
         now, batch = self.now, hidden.shape[0]
         seen = None
@@ -246,6 +250,8 @@ class GenerativeBody:
             asked = {k: _spread_rows(v, batch) for k, v in now.asked.items()}
             seen = self.source.read(capture, asked, hidden, self._question(asked, hidden, labels))
         if seen is not None:
+            if self.short is not None:
+                seen = among(seen, self.short)
             if bool(seen.mask.all()):
                 seen = replace(seen, grid=grid_of(self.model, now.asked, *seen.mask.shape))
             if not now.fresh and now.seen is not None:

@@ -13,7 +13,7 @@ from arr_coc.adapters.text_tokens import ordinary_text, texts
 from arr_coc.percept import Percept
 
 if TYPE_CHECKING:
-    from arr_coc.adapters.attach import ArrCocModel
+    from arr_coc.adapters.attached import ArrCocModel
 
 
 def given_context(

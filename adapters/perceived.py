@@ -28,6 +28,23 @@ class Perceived:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What was kept of each sample of a prompt.
+
+    Args:
+        tokens: numbers of the visual tokens, rising, one tensor a sample.
+        relevance: over each sample's tokens, one tensor a sample.
+        mixes: of diversity, one a sample.
+        contexts: what told the kind of question, (B, C).
+    """
+
+    tokens: list[Tensor]
+    relevance: list[Tensor]
+    mixes: list[float]
+    contexts: Tensor
+
+
+@dataclass(frozen=True)
 class Handle:
     """An action that waits for its reward.
 
@@ -35,11 +52,13 @@ class Handle:
         number: of the action, for `ArrCocModel.reward`.
         choice: the chosen candidate rows, (B,), or the generated ids, (B, T).
         numbers: of the action, for each adapter that remembers it, by name; `number` is the first of them.
+        kept: what was kept of the visual tokens, where some were dropped.
     """
 
     number: int
     choice: Tensor
     numbers: dict[str, int] = field(default_factory=dict)
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)

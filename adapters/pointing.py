@@ -18,7 +18,7 @@ from arr_coc.answer import Answer
 from arr_coc.relevance import box_target, click_target, map_target
 
 if TYPE_CHECKING:
-    from arr_coc.adapters.attach import ArrCocModel
+    from arr_coc.adapters.attached import ArrCocModel
 
 _TARGETS = {"click": click_target, "box": box_target, "mask": map_target}
 _SHAPES = {"click": "(x, y), (B, 2)", "box": "(x0, y0, x1, y1), (B, 4)", "mask": "(B, H, W)"}

@@ -12,7 +12,7 @@ from arr_coc.adapters.offloaded import device_of
 from arr_coc.adapters.perceived import Prediction
 
 if TYPE_CHECKING:
-    from arr_coc.adapters.attach import ArrCocModel
+    from arr_coc.adapters.attached import ArrCocModel
 
 
 def predict(

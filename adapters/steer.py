@@ -22,11 +22,12 @@ from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody, goes_on
 from arr_coc.adapters.grid import grid_of
 from arr_coc.adapters.rows import Bias
+from arr_coc.adapters.shortening import Rows
 from arr_coc.adapters.structure import attention_in, choose_sites, is_cross
 from arr_coc.adapters.visual_tokens import InSequence, places
 
 if TYPE_CHECKING:
-    from arr_coc.adapters.attach import ArrCocModel
+    from arr_coc.adapters.attached import ArrCocModel
 
 LEAST = -10.0  # nats: what is that far below even relevance is as good as gone
 
@@ -89,6 +90,12 @@ class Steering:
             yield
         finally:
             self._set(before)
+
+    def shorten(self, rows: Rows) -> None:
+        """Of the sequence that is steered, only these rows are left."""
+        if self._bias is not None:
+            self.last = rows.bias(self._bias)
+            self._set(self.last)
 
     def _set(self, bias: Bias | None) -> None:
         self._bias = bias

@@ -14,7 +14,7 @@ from arr_coc.answer import Answer
 from arr_coc.learner import Learner
 
 if TYPE_CHECKING:
-    from arr_coc.adapters.attach import ArrCocModel
+    from arr_coc.adapters.attached import ArrCocModel
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from arr_coc.learner import Learner
 from arr_coc.sequence import Text
 
 if TYPE_CHECKING:
-    from arr_coc.adapters.attach import ArrCocModel
+    from arr_coc.adapters.attached import ArrCocModel
     from arr_coc.adapters.dual_encoder import DualEncoderBody
 
 SAID = ("relevance", "surprise", "text_relevance", "text_surprise")  # what an output is given

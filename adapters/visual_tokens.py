@@ -4,7 +4,7 @@ attends to beside that."""
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.families import Family
+from arr_coc.adapters.shortening import Rows
 from arr_coc.adapters.structure import Tower, attention_in, is_cross
 
 _STATES = ("encoder_hidden_states", "key_value_states", "cross_attention_states")
@@ -75,6 +76,14 @@ def grown(where: Tensor, length: int, family: Family) -> Tensor:
         return where[:, :length]
     ones = where.new_ones(len(where), more)
     return torch.cat([where, ones] if family.appended else [ones, where], 1)
+
+
+def among(seen: Seen, rows: Rows) -> Seen:
+    """The same tokens, of which only the kept rows' exist, at their places in the short sequence."""
+    rows = rows.spread(len(seen.place))
+    there = seen.mask & rows.keep.gather(1, seen.place)
+    place = rows.target.gather(1, seen.place).masked_fill(~there, 0)
+    return replace(seen, mask=there, place=place, length=rows.short)
 
 
 class InSequence:

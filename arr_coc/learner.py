@@ -21,6 +21,7 @@ from arr_coc.relevance import (
     ContextKey,
     Course,
     InTime,
+    Mixture,
     OwnGain,
     Settled,
     ThreeFactor,
@@ -72,6 +73,7 @@ class Learner(nn.Module):
         self.context_key = ContextKey(context_width, config.context_ridge)
         self.own_gain = OwnGain(context_width, config.own_gain)
         self.in_time = InTime(config, context_width, feature_width)
+        self.mixture = Mixture(context_width)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
         held = (config.consolidation, config.consolidation_strength, config.consolidation_decay)
         on = config.error_module and config.surprise == "answer"

@@ -98,6 +98,7 @@ def merge(into: Learner, parts: Sequence[Learner]) -> None:
         into.readout.meet(rows, torch.where(met > 0, met + before, met))  # as if they had come in turn
         into.scenes.merge(part.scenes)
         into.context_key.merge(part.context_key)
+        into.mixture.merge(part.mixture)
         share = int(part.step) / max(total, 1)
         for name in into.errors.state_names:
             into.errors.get_buffer(name).add_(part.errors.get_buffer(name), alpha=share)

@@ -26,6 +26,7 @@ _PARTIAL = {
     "readout.partial_rows",
 }  # one entry per rewarded row
 _CONTEXTS = {"context_key.met"}  # one row per text
+_KINDS = {"mixture.kinds", "mixture.log_weight", "mixture.used"}  # one row per kind of question
 _MOMENT = {"predictor.belief", "predictor.features"}  # one row per token of the last frame
 _PENDING = ("phi", "scene", "context", "direction", "gates", "states")
 
@@ -47,6 +48,7 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "context_key.": learner.context_key,
         "own_gain.": learner.own_gain,
         "errors.": learner.errors,
+        "mixture.": learner.mixture,
         **{name: owner for name, owner in switched.items() if owner is not None},  # what is off has no state
     }
 
@@ -128,6 +130,8 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
             shape[0] = len(classes)
         if name in _CONTEXTS:
             shape[0] = len(given)
+        if name in _KINDS:
+            shape[0] = len(saved["mixture.kinds"])
         if name in _MOMENT:
             shape[0] = len(saved["predictor.belief"])
         if name in _PARTIAL:

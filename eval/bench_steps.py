@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from arr_coc.adapters import attach
-from arr_coc.adapters.attach import ArrCocModel
+from arr_coc.adapters.attached import ArrCocModel
 from arr_coc.config import ArrCocConfig
 from arr_coc.eval.methods_lora import held_bytes, with_lora
 

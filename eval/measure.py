@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-from arr_coc.adapters.attach import ArrCocModel
+from arr_coc.adapters.attached import ArrCocModel
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.offloaded import device_of

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from arr_coc.adapters import attach
-from arr_coc.adapters.attach import ArrCocModel
+from arr_coc.adapters.attached import ArrCocModel
 from arr_coc.config import ArrCocConfig
 from arr_coc.eval import question_maps as maps
 from arr_coc.eval import relevance_metrics as metrics

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from arr_coc.adapters import texts
-from arr_coc.adapters.attach import ArrCocModel
+from arr_coc.adapters.attached import ArrCocModel
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.eval.overlay import TOP, colour_bar, data_uri, fitted, heat, overlay
 from arr_coc.training.collate import AnswerCollator

@@ -8,7 +8,7 @@ import torch
 
 import tiny
 from arr_coc import ArrCocConfig, attach
-from arr_coc.adapters.attach import ArrCocModel
+from arr_coc.adapters.attached import ArrCocModel
 
 SMALL = ArrCocConfig(width=16, expansion=8)
 ANSWERS = torch.tensor([[7, 2], [8, 2]])

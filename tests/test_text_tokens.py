@@ -9,7 +9,7 @@ import torch
 import tiny
 from arr_coc import ArrCocConfig, attach, state
 from arr_coc.adapters import embedded
-from arr_coc.adapters.attach import ArrCocModel
+from arr_coc.adapters.attached import ArrCocModel
 from arr_coc.adapters.text_tokens import pooled_place
 
 OFF = ArrCocConfig(width=8, expansion=4)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from arr_coc.adapters.attach import ArrCocModel
+from arr_coc.adapters.attached import ArrCocModel
 from arr_coc.training import checkpoint, script, sources
 from arr_coc.training.collate import ChoiceCollator
 from arr_coc.training.scores import accuracy

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from arr_coc.adapters.attach import ArrCocModel
+from arr_coc.adapters.attached import ArrCocModel
 from arr_coc.training import script, streams
 from arr_coc.training.collate import ChoiceCollator
 from arr_coc.training.interruption import Interruption

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from arr_coc.adapters import base
-from arr_coc.adapters.attach import ArrCocModel
+from arr_coc.adapters.attached import ArrCocModel
 from arr_coc.adapters.structure import stacks, unwrapped
 from arr_coc.training.distributed import ranks
 

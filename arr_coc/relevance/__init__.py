@@ -1,9 +1,11 @@
 """Relevance: scored as an additive log-precision, settled to a distribution over tokens, learned by three
-factors; predicted from moment to moment, and associated over time."""
+factors; predicted from moment to moment, and associated over time. And what of the tokens is enough."""
 
+from arr_coc.relevance.asked import asked, word_evidence
 from arr_coc.relevance.gain import OwnGain, own_correlation
 from arr_coc.relevance.in_time import Course, InTime
 from arr_coc.relevance.learn import ContextKey, relevance_direction, token_feedback
+from arr_coc.relevance.mixture import Mixture
 from arr_coc.relevance.pointing import (
     box_target,
     check_target,
@@ -13,6 +15,7 @@ from arr_coc.relevance.pointing import (
 )
 from arr_coc.relevance.predict import RelevancePredictor
 from arr_coc.relevance.score import log_precision
+from arr_coc.relevance.select import select
 from arr_coc.relevance.settle import Settled, concentration, energy, settle
 from arr_coc.relevance.spread import gather, spread, supported
 from arr_coc.relevance.temporal import TemporalAssociation
@@ -22,11 +25,13 @@ __all__ = [
     "ContextKey",
     "Course",
     "InTime",
+    "Mixture",
     "OwnGain",
     "RelevancePredictor",
     "Settled",
     "TemporalAssociation",
     "ThreeFactor",
+    "asked",
     "box_target",
     "check_target",
     "click_target",
@@ -38,8 +43,10 @@ __all__ = [
     "own_correlation",
     "pointed",
     "relevance_direction",
+    "select",
     "settle",
     "spread",
     "supported",
     "token_feedback",
+    "word_evidence",
 ]
