@@ -166,13 +166,27 @@ class GenerativeBody:
             )
             shape = "(B, T)" if ids is None or self.encoder_decoder else tuple(ids.shape)
             raise ValueError(f"labels are {given}; whole numbers of shape {shape} are needed")
-        vocabulary = int(self.model.config.get_text_config(decoder=True).vocab_size)
+        vocabulary = self._vocabulary()
         wrong = labels[(labels != IGNORE) & ((labels < 0) | (labels >= vocabulary))]
         if wrong.numel():
             raise ValueError(f"labels {wrong.tolist()} are out of range: 0 to {vocabulary - 1}, or {IGNORE}")
         if not (self._taught(labels) != IGNORE).any():
             raise ValueError(f"every label is {IGNORE}: nothing is taught")
         return labels
+
+    def check_classes(self, classes: list[str]) -> None:
+        """What was learned as an answer is a token id of the vocabulary.
+
+        Raises:
+            ValueError: for classes that are none.
+        """
+        vocabulary = self._vocabulary()
+        wrong = [key for key in classes if not key.isdecimal() or int(key) >= vocabulary]
+        if wrong:
+            raise ValueError(f"the learned answers {wrong} are no token ids, 0 to {vocabulary - 1}")
+
+    def _vocabulary(self) -> int:
+        return int(self.model.config.get_text_config(decoder=True).vocab_size)
 
     def _taught(self, labels: Tensor) -> Tensor:
         """The labels, each at the place that answers it: (B, T) or (B, T - 1)."""
