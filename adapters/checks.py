@@ -53,6 +53,8 @@ def token_ids(ids: Any, name: str, shape: str) -> None:
 
 def label_rows(labels: Any, batch: int, candidates: int) -> Tensor:
     """(B,) whole numbers in [0, candidates)."""
+    if labels is None:
+        raise TypeError(f"labels is None; ({batch},) whole numbers are needed, one candidate row per sample")
     if not isinstance(labels, Tensor):
         labels = torch.as_tensor(labels)
     if labels.shape != (batch,):
