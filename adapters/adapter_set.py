@@ -328,6 +328,8 @@ class AdapterSet(nn.Module):
             )
         learner = make_learner(self.model, self.body, self._with_sites(saved.header.config))
         state.load(learner, saved.tensors, saved.header.about)
+        if isinstance(self.body, GenerativeBody):
+            self.body.check_classes(learner.classes)
         return learner
 
     def _restore(self, header: saving.Header, saved: Iterable[saving.Saved]) -> None:

@@ -53,6 +53,8 @@ def token_ids(ids: Any, name: str, shape: str) -> None:
 
 def label_rows(labels: Any, batch: int, candidates: int, name: str = "labels") -> Tensor:
     """(B,) whole numbers in [0, candidates)."""
+    if labels is None:
+        raise TypeError(f"labels is None; ({batch},) whole numbers are needed, one candidate row per sample")
     if not isinstance(labels, Tensor):
         labels = torch.as_tensor(labels)
     if labels.shape != (batch,):
@@ -81,16 +83,22 @@ def rewards(reward: Any, batch: int) -> Tensor:
     return reward
 
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
+_FILES = ("arr_coc_config.json", "arr_coc_model.safetensors", "arr_coc_base.safetensors")
+_TAKEN = (*_FILES, "README.md", "relevance.png")  # what lies beside the folders of a saved set
 
 
 def adapter_name(name: Any, taken: Iterable[str] = ()) -> str:
-    """An adapter's name, which is a folder's name too: letters, digits, ".", "_" and "-", no ".." and no "."
-    in front, and not one that is taken (however it is written)."""
+    """An adapter's name, which is a folder's name too: at most 100 letters, digits, ".", "_" and "-", no ".."
+    and no "." at either end, no file of the saved form, and not one that is taken (however it is written)."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
         raise ValueError(
-            f"an adapter cannot be called {name!r}: letters, digits, '.', '_' and '-' are possible, "
-            "with no '..' and no '.' in front"
+            f"an adapter cannot be called {name!r}: up to 100 letters, digits, '.', '_' and '-' are "
+            "possible, with no '..' and no '.' in front or at the end"
+        )
+    if name.lower() in map(str.lower, _TAKEN):
+        raise ValueError(
+            f"an adapter cannot be called {name!r}: a file of that name lies beside its folder once saved"
         )
     for other in taken:
         if other.lower() == name.lower():

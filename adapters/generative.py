@@ -168,13 +168,27 @@ class GenerativeBody:
             )
             shape = "(B, T)" if ids is None or self.encoder_decoder else tuple(ids.shape)
             raise ValueError(f"labels are {given}; whole numbers of shape {shape} are needed")
-        vocabulary = int(self.model.config.get_text_config(decoder=True).vocab_size)
+        vocabulary = self._vocabulary()
         wrong = labels[(labels != IGNORE) & ((labels < 0) | (labels >= vocabulary))]
         if wrong.numel():
             raise ValueError(f"labels {wrong.tolist()} are out of range: 0 to {vocabulary - 1}, or {IGNORE}")
         if not (self._taught(labels) != IGNORE).any():
             raise ValueError(f"every label is {IGNORE}: nothing is taught")
         return labels
+
+    def check_classes(self, classes: list[str]) -> None:
+        """What was learned as an answer is a token id of the vocabulary.
+
+        Raises:
+            ValueError: for classes that are none.
+        """
+        vocabulary = self._vocabulary()
+        wrong = [key for key in classes if not key.isdecimal() or int(key) >= vocabulary]
+        if wrong:
+            raise ValueError(f"the learned answers {wrong} are no token ids, 0 to {vocabulary - 1}")
+
+    def _vocabulary(self) -> int:
+        return int(self.model.config.get_text_config(decoder=True).vocab_size)
 
     def _taught(self, labels: Tensor) -> Tensor:
         """The labels, each at the place that answers it: (B, T) or (B, T - 1)."""
@@ -252,8 +266,9 @@ class GenerativeBody:
         if seen is not None:
             if self.short is not None:
                 seen = among(seen, self.short)
-            if bool(seen.mask.all()):
-                seen = replace(seen, grid=grid_of(self.model, now.asked, *seen.mask.shape))
+            shown = seen.mask[seen.mask.any(1)]  # of samples that show a picture
+            if bool(shown.all()):
+                seen = replace(seen, grid=grid_of(self.model, now.asked, *shown.shape))
             if not now.fresh and now.seen is not None:
                 seen = replace(seen, words=now.seen.words)  # the question stays what it was
             self.now = replace(now, seen=seen, fresh=False)
@@ -293,8 +308,8 @@ class GenerativeBody:
         """One percept per (sample, position): `place` in the decoder's sequence (from the end), `row` in the
         captured attention rows, all (P,). The positions of one sample share its tokens."""
         last = capture.tokens[len(self.tower.blocks) - 1]
-        whole = bool(seen.mask.all())
         mask = seen.mask[sample]
+        whole = bool(mask.all())
         return Percept(
             tokens=seen.tokens,
             attention=self._attention(capture.rows(), seen, sample, row),
@@ -322,7 +337,8 @@ class GenerativeBody:
     def augment(self, capture: Capture, learner: Answering, output: Any, rows: Tensor) -> Any:
         """The speaker's output with what was learned in its logits, at the positions `rows` (from the end).
 
-        `.relevance` (B, N) and `.surprise` (B,) are those of the last position.
+        `.relevance` (B, N) and `.surprise` (B,) are those of the last position; a sample that shows no
+        picture keeps the model's own logits, and has zeros.
         """
         if isinstance(output, tuple):
             raise ValueError("return_dict=False leaves no place for relevance; use return_dict=True")
@@ -337,14 +353,19 @@ class GenerativeBody:
         chosen = torch.arange(len(rows)) if last is None else (rows >= last).nonzero().flatten()
         if not len(chosen):
             return output  # every place that was asked for stands before the last image
+        shown = seen.mask.any(1).nonzero().flatten().cpu()  # to the others no picture was shown
         for some in chosen.split(max(_CHUNK // batch, 1)):
-            sample, index = torch.arange(batch).repeat_interleave(len(some)), some.repeat(batch)
+            sample, index = shown.repeat_interleave(len(some)), some.repeat(len(shown))
             answer = learner.answer(self.percept(capture, seen, sample, rows[index], index))
             column = columns[index]
             logits[sample, column] = learner.fuse(logits[sample, column], known, answer)
         output.logits = logits
-        ends = torch.arange(1, batch + 1) * len(some) - 1
+        ends = torch.arange(1, len(shown) + 1) * len(some) - 1
         output.relevance, output.surprise = answer.relevance[ends], answer.surprise[ends]
+        if len(shown) < batch:
+            whole = (output.relevance.new_zeros(seen.mask.shape), output.surprise.new_zeros(batch))
+            whole[0][shown], whole[1][shown] = output.relevance, output.surprise
+            output.relevance, output.surprise = whole
         return output
 
     def taught(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, list[str]]:

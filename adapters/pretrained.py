@@ -27,6 +27,25 @@ def known(name: str, hub: bool = False) -> Path | None:
     raise ValueError(f"{name!r} is no built-in model and no folder (use --hub for a download){hint}")
 
 
+def config_of(name: str, **where: Any) -> Any:
+    """The config in a folder, a config.json or a repo.
+
+    Args:
+        where: as `AutoConfig.from_pretrained` takes it.
+
+    Raises:
+        ValueError: where transformers knows the model and a field of it cannot be; OSError: where there is
+            none.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, **where)
+    except StrictDataclassError as error:  # which is no ValueError
+        raise ValueError(f"the config of {name} cannot be: {' '.join(str(error).split())}") from error
+
+
 def class_for(config: Any) -> Any:
     """The Auto class that makes the most of a config: one that writes, else one that scores, else any."""
     from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForZeroShotImageClassification
@@ -58,10 +77,10 @@ def load(
     if known(name, hub) is None and name in embedded.NAMES:
         model, processor = embedded.load(name, torch.float32 if dtype == "auto" else _dtype(dtype))
         return model, processor
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoProcessor
 
     where = {"local_files_only": not hub, "revision": revision or "main"}
-    kind = class_for(AutoConfig.from_pretrained(name, **where))
+    kind = class_for(config_of(name, **where))
     wanted = dtype if dtype == "auto" else _dtype(dtype)
     model = kind.from_pretrained(name, dtype=wanted, device_map=device_map, **where)
     return model.eval(), AutoProcessor.from_pretrained(name, **where)

@@ -105,6 +105,13 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         following = int(about["next_action"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the saved state's description is damaged: {error!r}") from error
+    unknown = sorted(about.keys() - {"classes", "optimizer_steps", "pending", "next_action"})
+    if unknown:
+        raise ValueError(f"the saved state's description has more than is known: {', '.join(unknown)}")
+    if not all(isinstance(key, str) for key in classes) or len(set(classes)) < len(classes):
+        raise ValueError(f"the saved classes are {classes}; texts are needed, none of them twice")
+    if following < max(groups_of, default=-1) + 1:
+        raise ValueError(f"the saved next action is {following}, which is not behind those that wait")
     apart = ("optimizer.", "pending.", "rule.", "consolidation.")
     mine = {k: v for k, v in tensors(learner).items() if not k.startswith(apart)}
     kept = {f"rule.{k}": s for k, s in learner.rule.shapes(learner.ladder, len(classes)).items()}
@@ -141,6 +148,8 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
                 f"the saved {name} is {given.dtype} of shape {tuple(given.shape)}; "
                 f"this learner needs {tensor.dtype} of shape {tuple(shape)}"
             )
+    if int(saved["step"]) < 0:
+        raise ValueError(f"the saved step is {int(saved['step'])}; a number of samples is needed")
     for name, rule_shape in kept.items():
         if tuple(saved[name].shape) != rule_shape:
             raise ValueError(f"the saved {name} has shape {tuple(saved[name].shape)}; {rule_shape} is needed")

@@ -7,6 +7,7 @@ import torch
 
 import tiny
 from arr_coc import ArrCocModel, attach, state
+from arr_coc.adapters import card, saving
 from sets import CONTEXT, SMALL, batches, same, states, taught, three
 
 # -- who answers ---------------------------------------------------------------------------------------------
@@ -175,7 +176,12 @@ def test_learning_without_a_plastic_adapter_is_an_error() -> None:
 # -- coming, going, saving -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", "..", ".", "a/b", "a\\b", "a..b", ".git", "a b", "é", "A", None, 3])
+_CLASHES = [*saving.FILES, card.CARD, card.PICTURE, "readme.MD", "x" * 101, "b."]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", ".", "a/b", "a\\b", "a..b", ".git", "a b", "é", "A", None, 3, *_CLASHES]
+)
 def test_a_name_that_cannot_be_a_folder_is_refused(name) -> None:
     attached = three()
     for do in (attached.add_adapter, lambda n: attached.rename("b", n), lambda n: attached.merge("bc", n)):

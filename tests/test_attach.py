@@ -203,6 +203,7 @@ def _bad() -> list[tuple[str, dict, type[Exception], str]]:
         ("shape", {**good, "pixel_values": nan[0], "labels": labels}, ValueError, "B, channels, H, W"),
         ("range", {**good, "labels": torch.tensor([0, 1, 5])}, ValueError, r"\[5\] are out of range"),
         ("count", {**good, "labels": labels[:2]}, ValueError, r"\(3,\) is needed"),
+        ("none", {**good, "labels": None}, TypeError, "labels is None"),
         ("kind", {**good, "labels": labels.float()}, TypeError, "whole numbers"),
         ("ids", {**good, "input_ids": good["input_ids"][0], "labels": labels}, ValueError, "one row per"),
         (

@@ -141,3 +141,29 @@ def test_a_prompt_may_come_as_inputs_or_as_embeddings() -> None:
     torch.testing.assert_close(same.logits, out.logits)
     torch.testing.assert_close(same.relevance, out.relevance)
     attached.detach()
+
+
+def test_in_a_batch_a_sample_without_a_picture_keeps_the_models_own_words() -> None:
+    """The whole batch was an error about masking, in `forward` and in `generate`."""
+    attached, inputs = taught(8)
+    alone, other = ({k: v[i : i + 1] for k, v in inputs.items()} for i in range(2))
+    ids = inputs["input_ids"].clone()
+    ids[1, 1:17] = 5  # words where the picture was
+    mixed = {**inputs, "input_ids": ids, "pixel_values": alone["pixel_values"]}
+    text = {"input_ids": ids[1:], "attention_mask": other["attention_mask"]}
+    with attached.disable():
+        bare, written = attached(**mixed).logits, attached.generate(**mixed, **GREEDY)
+    out, expected = attached(**mixed), attached(**alone)
+    assert torch.equal(out.logits[1], bare[1])
+    torch.testing.assert_close(out.logits[1:], attached(**text).logits)
+    torch.testing.assert_close(out.logits[:1].softmax(-1), expected.logits.softmax(-1))
+    torch.testing.assert_close(out.relevance[:1], expected.relevance)
+    torch.testing.assert_close(out.surprise[:1], expected.surprise)
+    assert (out.relevance[1].abs().sum(), out.surprise[1]) == (0, 0)
+    found = attached.generate(**mixed, **GREEDY)
+    assert torch.equal(found[1, :22], written[1, :22])
+    assert found[0, 21] == 7 != written[0, 21]
+    assert attached.generate(**mixed, **GREEDY, num_beams=2)[0, 21] == 7
+    with pytest.raises(ValueError, match=r"samples \[1\] have no image token"):
+        attached.learn(**tiny.answered(mixed, ANSWERS))
+    attached.detach()

@@ -168,6 +168,37 @@ def test_fields_of_the_adapter_are_checked_by_name_and_version(saved) -> None:
     refused(saved, "did you mean 'hebbian'")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"further": 1}, "more than is known: further"),
+        ({"classes": ["1", "1"]}, "none of them twice"),
+        ({"classes": [1, 2]}, "texts are needed"),
+        ({"next_action": -1}, "next action is -1"),
+        ({"pending": [{"action": 3, "groups": []}], "next_action": 2}, "next action is 2"),
+    ],
+)
+def test_what_is_said_of_a_state_is_checked_too(saved, changes: dict, words: str) -> None:
+    """Unknown entries were passed over, and two rows of one class were loaded as they stood."""
+    said = json.loads((saved / CONFIG).read_text())["learner"]
+    change(saved, learner={**said, **changes})
+    refused(saved, words)
+
+
+def test_answers_that_are_no_tokens_are_refused_when_they_are_loaded(tmp_path) -> None:
+    """They were an error about `int` in the middle of the next forward pass."""
+    attached = attach(tiny.generative(), SMALL)
+    attached.learn(**tiny.answered(tiny.generative_inputs(), torch.tensor([[7, 2], [8, 2]])))
+    folder = attached.save_pretrained(tmp_path / "words")
+    said = json.loads((folder / CONFIG).read_text())["learner"]
+    for wrong in ("cat", "60", "-1"):
+        change(folder, learner={**said, "classes": [wrong, *said["classes"][1:]]})
+        refused(folder, f"'{wrong}'.* are no token ids, 0 to 59", tiny.generative())
+    change(folder, learner=said)
+    ArrCocModel.from_pretrained(tiny.generative(), folder).detach()
+    attached.detach()
+
+
 # -- tensors -------------------------------------------------------------------------------------------------
 
 _WRONG = {
@@ -179,6 +210,7 @@ _WRONG = {
         lambda t: t.update(relevance_weight=torch.zeros(3, 4)),
         r"relevance_weight is .* shape \(3, 4\)",
     ),
+    "step": (lambda t: t["step"].fill_(-5), "step is -5"),
     "dtype": (lambda t: t.update({"readout.cross": t["readout.cross"].float()}), "is torch.float32"),
 }
 

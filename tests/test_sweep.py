@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from arr_coc.adapters import pretrained
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.eval import sweep
 from arr_coc.eval.cli import app
@@ -97,3 +98,14 @@ def test_a_config_is_enough_to_say_what_would_be_read(tmp_path) -> None:
     assert done.exit_code == 0, done.output
     assert "Qwen2_5_VLForConditionalGeneration (generative)" in done.output
     assert "model.language_model.layers.2" in done.output
+
+
+def test_a_config_with_a_field_that_cannot_be_is_one_line(tmp_path) -> None:
+    """It was a traceback of huggingface_hub's, whose error is no ValueError."""
+    file = tmp_path / "config.json"
+    file.write_text('{"model_type": "clip", "vision_config": {"hidden_size": "a"}}')
+    done = CliRunner().invoke(app, ["inspect", str(file)])
+    assert done.exit_code == 2, done.output
+    assert "hidden_size" in done.output
+    with pytest.raises(ValueError, match="hidden_size"):
+        pretrained.load(str(tmp_path))

@@ -73,7 +73,8 @@ def run(argv: Sequence[str]) -> None:
 
     # -- model -----------------------------------------------------------------------------------------------
     attached, processor = chosen.load("generative")
-    print(attached.inspect())
+    if args.process_index == 0:
+        print(attached.inspect())
     columns = {"image": chosen.image, "question": chosen.question, "answer": chosen.answer}
     collate = AnswerCollator(processor, attached, chosen.prompt, **columns)
 

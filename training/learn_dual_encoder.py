@@ -39,7 +39,8 @@ def run(argv: Sequence[str]) -> None:
 
     # -- model -----------------------------------------------------------------------------------------------
     attached, processor = chosen.load("dual")
-    print(attached.inspect())
+    if args.process_index == 0:
+        print(attached.inspect())
 
     # -- training --------------------------------------------------------------------------------------------
     trainer = ArrCocTrainer(
