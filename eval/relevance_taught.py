@@ -4,8 +4,9 @@
 
 On cued-clutter-novel six nonsense words come one after another, batch 1. After every fifth sample the map is
 asked where the word's item is on held-out scenes; a word is learned when pointing is .9 there for the first
-time. Seed 0 is left out: the step of `point_out` was chosen on it. Three seeds take about six minutes of a
-core.
+time. At the end what was learned of relevance is taken out again, the readout left as it is: every score must
+then be what it was before anything was taught. Seed 0 is left out: the step of `point_out` was chosen on it.
+Three seeds take about six minutes of a core.
 """
 
 import argparse
@@ -18,12 +19,14 @@ from torch import Tensor
 from arr_coc.adapters import attach, embedded
 from arr_coc.config import ArrCocConfig
 from arr_coc.eval import percepts, percepts_file
+from arr_coc.eval import relevance_metrics as metrics
 from arr_coc.eval.intervals import student_t
 from arr_coc.eval.percepts import Batch, Plan, Store, TextBook
 from arr_coc.learner import Learner
 from arr_coc.training import streams
 
 STREAM, GOAL, EVERY = "cued-clutter-novel", 0.9, 5
+SCORES = ("pointing", "mass_accuracy", "rank_accuracy", "auroc")
 Teach = Callable[[Learner, Batch, Store], object]
 
 
@@ -64,21 +67,35 @@ class Taught:
     Args:
         needed: samples of each word until pointing was .9; the most there were where it never was.
         reached: for which words it was.
-        final: pointing on all words' held-out scenes when the last one had been taught.
+        before, after, out: SCORES on all words' held-out scenes: untaught, when the last word had been taught,
+            and with what was learned of relevance taken out again.
     """
 
     needed: list[int]
     reached: list[bool]
-    final: float
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    out: tuple[float, ...]
 
 
 def pointing(learner: Learner, store: Store, rows: Tensor) -> float:
     """Mean share of the largest tokens that lie inside the truth."""
+    return scores(learner, store, rows, SCORES[:1])[0]
+
+
+def scores(learner: Learner, store: Store, rows: Tensor, names: Sequence[str] = SCORES) -> tuple[float, ...]:
+    """Means over scenes of these scores of what a learner reads, those of `relevance_metrics`."""
     batch = store.batch(rows)
     assert batch.mask is not None
-    relevance = learner.answer(batch.percept).reading
-    top = relevance == relevance.amax(1, keepdim=True)
-    return float(((top & batch.mask).sum(1) / top.sum(1)).mean())
+    read = learner.answer(batch.percept).reading.double().numpy()
+    pairs = list(zip(read, batch.mask.numpy(), strict=True))
+    return tuple(sum(getattr(metrics, name)(r, g) for r, g in pairs) / len(pairs) for name in names)
+
+
+def take_out(learner: Learner) -> None:
+    """What was learned of relevance, U and the own gain, is forgotten; the readout and all else stay."""
+    learner.relevance_weight.zero_()
+    learner.own_gain.weight.zero_()
 
 
 @torch.no_grad()
@@ -86,6 +103,8 @@ def taught(way: str, store: Store, plan: Plan, config: ArrCocConfig | None = Non
     """One pass over a stream, by one kind of teaching signal alone."""
     learner = Learner(config or ArrCocConfig(), store.site_widths, store.context.shape[1])
     needed, reached, start = [], [], 0
+    every = torch.cat(plan.probes)
+    before = scores(learner, store, every)
     for probe, end in zip(plan.probes, plan.ends, strict=True):
         rows, start = plan.train[start:end], end
         count = len(rows)
@@ -99,7 +118,9 @@ def taught(way: str, store: Store, plan: Plan, config: ArrCocConfig | None = Non
                 elif last:
                     reached.append(False)
         needed.append(count)
-    return Taught(needed, reached, pointing(learner, store, torch.cat(plan.probes)))
+    after = scores(learner, store, every)
+    take_out(learner)
+    return Taught(needed, reached, before, after, scores(learner, store, every))
 
 
 def run(
@@ -129,13 +150,24 @@ def table(found: dict[str, list[Taught]]) -> str:
     lines.append("|---|---|---|---|")
     for way, runs in found.items():
         needed = student_t([sum(r.needed) / len(r.needed) for r in runs])
-        final = student_t([100 * r.final for r in runs])
+        final = student_t([100 * r.after[0] for r in runs])
         there, all_ = sum(sum(r.reached) for r in runs), sum(len(r.reached) for r in runs)
         least = "" if there == all_ else "at least "
         lines.append(
             f"| {way} alone | {least}{needed.mean:.0f} ± {needed.half:.0f} | {there} of {all_} | "
             f"{final.mean:.1f} ± {final.half:.1f} |"
         )
+    lines += [
+        "",
+        f"| {', '.join(n.replace('_', ' ') for n in SCORES)} | before | at the end | taken out again |",
+    ]
+    lines.append("|---|---|---|---|")
+    for way, runs in found.items():
+        cells = []
+        for when in ("before", "after", "out"):
+            means = [student_t([getattr(r, when)[i] for r in runs]).mean for i in range(len(SCORES))]
+            cells.append(" / ".join(f"{m:.3f}" for m in means))
+        lines.append(f"| {way} alone | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

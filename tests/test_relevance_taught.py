@@ -36,8 +36,11 @@ def test_a_way_counts_the_samples_that_a_word_needed(way: str, monkeypatch: pyte
     run = taught.taught(way, store, plan, config)
     assert run.needed == [10, plan.ends[1] - plan.ends[0]]
     assert run.reached == [True, False]
-    assert run.final == 0.1
-    assert asked[-1] == sum(map(len, plan.probes))
+    # the learned part of relevance is taken out again, and nothing of it is left
+    assert run.out == run.before
+    assert len(run.after) == len(taught.SCORES)
+    if way in ("masks", "clicks", "labels"):
+        assert run.after != run.before
 
 
 def test_pointing_shares_ties_and_masks_teach_it() -> None:
@@ -56,8 +59,15 @@ def test_pointing_shares_ties_and_masks_teach_it() -> None:
 
 
 def test_the_tables_say_means_intervals_and_what_never_got_there() -> None:
-    runs = [taught.Taught([10, 20], [True, True], 1.0), taught.Taught([20, 30], [True, True], 0.9)]
-    lines = taught.table({"masks": runs, "labels": [runs[0], taught.Taught([40, 40], [False, False], 0.5)]})
+    low, high, mid = (0.25,) * 4, (1.0,) * 4, (0.9, 0.5, 0.5, 0.5)
+    runs = [
+        taught.Taught([10, 20], [True, True], low, high, low),
+        taught.Taught([20, 30], [True, True], low, mid, low),
+    ]
+    never = taught.Taught([40, 40], [False, False], low, (0.5,) * 4, low)
+    lines = taught.table({"masks": runs, "labels": [runs[0], never]})
+    before, after = "0.250 / 0.250 / 0.250 / 0.250", "0.950 / 0.750 / 0.750 / 0.750"
+    assert f"| masks alone | {before} | {after} | {before} |" in lines
     # mean 15 and 25: 20 with t(.975, 1) sd / sqrt 2 = 12.706 * 7.071 / 1.414
     assert "| masks alone | 20 ± 64 | 4 of 4 | 95.0 ± 63.5 |" in lines
     assert "| labels alone | at least 28 ± 159 | 2 of 4 | 75.0 ± 317.7 |" in lines
