@@ -49,6 +49,25 @@ def test_a_dual_encoder_learns_from_a_config_and_its_adapter_is_saved(tmp_path, 
     assert again.learner.config.width == 32
 
 
+@pytest.mark.parametrize("name", ["learn_dual_encoder", "learn_streaming", "learn_answers"])
+def test_of_several_processes_the_first_alone_says_what_is_read(
+    name: str, tmp_path, monkeypatch, capsys
+) -> None:
+    """Every one of them printed it."""
+
+    def enough(*_, **__) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(module(name), "ArrCocTrainer", enough)
+    said = ["--n_test", "5", "--output_dir", str(tmp_path), *SMALL]
+    said += ["--samples" if name == "learn_streaming" else "--n_train", "20"]
+    for rank in (0, 1):
+        monkeypatch.setattr(script.OnlineArguments, "process_index", rank)
+        with pytest.raises(InterruptedError):
+            module(name).run(said)
+        assert ("sites" in capsys.readouterr().out) == (rank == 0)
+
+
 def test_a_generative_model_learns_answers_of_a_folder_of_rows(tmp_path, capsys) -> None:
     """Columns under names of their own, in a saved DatasetDict."""
     kinds = datasets.Features(pic=datasets.Image(), q=datasets.Value("string"), a=datasets.Value("string"))
