@@ -197,7 +197,8 @@ class Shortening:
         """(B, T + A) -> (B, S + A), or (B, 1, Q, T + A) likewise; none where there was none (`generate` lets
         one of ones go) and nothing is padded."""
         if mask is None:
-            if not bool(rows.padding.any()):
+            # positions with gaps and no mask would be taken for several sequences in one row
+            if not whole and not bool(rows.padding.any()):
                 return None
             mask = torch.ones(len(rows.real), rows.length + self._since, device=rows.real.device).long()
         if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
