@@ -174,26 +174,18 @@ class ArrCocModel(AdapterSet):
             ):
                 return self.model(*args, **kwargs)
 
-    def generate(
-        self, *args: Any, keep_tokens: Keep | None = None, mix: float | None = None, **kwargs: Any
-    ) -> Any:
+    def generate(self, *args: Any, keep_tokens: Keep | None = None, mix: Any = None, **kwargs: Any) -> Any:
         """The model's own `generate`, every step of it answered with what was learned.
 
         Args:
-            keep_tokens: how many visual tokens the language model sees, a number, a share in (0, 1], or one of
-                these a sample; the others are dropped before it runs, positions stay. `kept` says which stayed.
+            keep_tokens: how many visual tokens the language model sees, a number, a share in (0, 1], or one
+                of these a sample; the others are dropped before it runs. `kept` says which stayed.
             mix: how much the kept ones are to differ, in [0, 1]; None: as learned for this kind of question.
         """
         self._on()
         return generate(self, args, kwargs, keep_tokens, mix)
 
     # -- learning --------------------------------------------------------------------------------------------
-
-    def keys(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[str]:
-        """How the learner names these candidate texts, (C, T) -> C names."""
-        if not isinstance(self.body, DualEncoderBody):
-            raise TypeError("only a dual encoder has candidate texts")
-        return self.body.keys(input_ids, attention_mask)
 
     def perceive(
         self,
@@ -285,13 +277,6 @@ class ArrCocModel(AdapterSet):
         return predict(self, images, texts, context, templates)
 
     # -- life ------------------------------------------------------------------------------------------------
-
-    def _on(self) -> None:
-        if not self._hooks:
-            raise RuntimeError("this adapter was detached; attach the model again")
-        if self.learner.relevance_weight.is_meta:
-            name = type(self.model).__name__
-            raise RuntimeError(f"{name} was laid out without its weights: load them, then attach it again")
 
     @contextlib.contextmanager
     def disable(self) -> Iterator["ArrCocModel"]:

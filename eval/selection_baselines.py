@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from arr_coc.relevance.select import select
 from arr_coc.training.scenes import TOKENS
 
-MIX = 0.1  # of diversity: the best on other seeds' scenes (`python -m arr_coc.eval.selection --choose`)
+MIX = 0.35  # of diversity: the best on other seeds' scenes (`python -m arr_coc.eval.selection --choose`)
 CONTEXTUAL = 10 / 64  # share of VisionZip's tokens that are merged ones
 
 
@@ -105,8 +105,8 @@ def divprune(seen: Evidence, k: int) -> Chosen:
 
 
 def visionzip(seen: Evidence, k: int) -> Chosen:
-    """Those that the class token attends to most, and merged ones: of the others every so-manieth is a target,
-    and the rest are averaged into the target whose key is most like theirs."""
+    """Those that the class token attends to most, and merged ones: of the others some, evenly spaced, are
+    targets, and the rest are averaged into the target whose key is most like theirs."""
     merged = max(1, round(CONTEXTUAL * k)) if k < len(seen.tokens) else 0
     place = top(seen.of_class, k - merged).place
     rest = torch.ones(len(seen.tokens), dtype=torch.bool)

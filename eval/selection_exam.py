@@ -25,7 +25,12 @@ BATCH = 50
 
 @dataclass(frozen=True)
 class Sample:
-    """A question about a picture. image: its number. truth: (12, 12) bool or None."""
+    """A question about a picture.
+
+    Args:
+        image: the picture's number. kind: of question. truth: (12, 12) tokens of the tile asked about, or None.
+        seed: of the scenes. chance: seed of what is drawn for this question.
+    """
 
     picture: Image.Image
     image: int
@@ -34,6 +39,7 @@ class Sample:
     kind: str
     truth: NDArray[np.bool_] | None
     seed: int
+    chance: int
 
 
 @dataclass
@@ -56,8 +62,8 @@ def scenes_of(kind: str, count: int, seed: int, split: str = "test") -> list[Sam
     if kind in ("2x2", "3x3"):
         made = mosaics(int(kind[0]), count, seed, split=split)
         return [
-            Sample(m.image, 1000 * seed + i, q.text, q.answer, q.kind, m.truth(q), 7 * (1000 * seed + i) + j)
-            for i, m in enumerate(made)
+            Sample(m.image, n, q.text, q.answer, q.kind, m.truth(q), seed, 2 * n + j)
+            for n, m in enumerate(made, 10000 * seed)
             for j, q in enumerate(m.questions)
         ]
     if kind != "single":
@@ -67,9 +73,8 @@ def scenes_of(kind: str, count: int, seed: int, split: str = "test") -> list[Sam
     samples = []
     for i in rng.permutation(len(pictures))[:count]:
         for j in rng.permutation(len(turns[i]))[:2]:
-            t = turns[i][j]
-            image = 100000 * seed + int(i)
-            samples.append(Sample(pictures[i], image, t.question, t.answer, t.kind, None, 7 * image + int(j)))
+            t, n = turns[i][j], 10000 * seed + int(i)
+            samples.append(Sample(pictures[i], n, t.question, t.answer, t.kind, None, seed, 100 * n + int(j)))
     return samples
 
 
@@ -104,7 +109,9 @@ class Examiner:
             visual = ids == self.image
             given = embedded_ids.masked_scatter(visual[..., None], shown)
             position = (attended.cumsum(1) - 1).clamp_min(0)
-            keeping = Keeping(self.attached, {"input_ids": ids, "attention_mask": attended}, shown.shape[1], 0.0)
+            keeping = Keeping(
+                self.attached, {"input_ids": ids, "attention_mask": attended}, shown.shape[1], 0.0
+            )
             passed = {"inputs_embeds": given, "attention_mask": attended, "position_ids": position}
             # the pictures' grid is not told by pixels here
             keeping.inputs = {**keeping.inputs, "pixel_values": torch.empty(len(some), 3, 96, 96)}
@@ -122,7 +129,7 @@ class Examiner:
                         torch.stack([a[b, :, -1][:, seen].mean(0) for a in out.attentions]),
                         keeping.kept.relevance[b],
                         None if s.truth is None else torch.from_numpy(s.truth.ravel()),
-                        s.seed,
+                        s.chance,
                     )
                 )
         return found
@@ -159,7 +166,9 @@ class Examiner:
         """1 where the answer is right from the chosen tokens, all of one number (None: from all), (Q,)."""
         found = [
             self._right(
-                samples[i : i + BATCH], evidence[i : i + BATCH], None if chosen is None else chosen[i : i + BATCH]
+                samples[i : i + BATCH],
+                evidence[i : i + BATCH],
+                None if chosen is None else chosen[i : i + BATCH],
             )
             for i in range(0, len(samples), BATCH)
         ]
@@ -174,7 +183,10 @@ class Examiner:
         if chosen is not None:
             place = torch.stack([c.place for c in chosen])
             tokens = torch.stack(
-                [e.tokens[c.place] if c.tokens is None else c.tokens for e, c in zip(evidence, chosen, strict=True)]
+                [
+                    e.tokens[c.place] if c.tokens is None else c.tokens
+                    for e, c in zip(evidence, chosen, strict=True)
+                ]
             )
         asked = [[*self.behind, *self._question(s)] for s in samples]
         wanted = [[*self.words(s.answer)["input_ids"], self.words.eos_token_id] for s in samples]
