@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from arr_coc.adapters.attach import ArrCocModel
 
 Keep = int | float | Sequence[int | float] | Tensor
-HEARD = (
-    1  # the block whose attention says where the question looks; FastV reads there, too (Chen et al., 2024)
-)
+HEARD = 1  # the block whose attention says where the question looks, as in FastV (Chen et al., 2024)
 # words that say how is asked, and not what for
-_FUNCTION = """a an the this that these those there here it its is are was were be been being am do does did have has
-    had can could will would shall should may might must what which who whom whose where when why how many
+_FUNCTION = """
+    a an the this that these those there here it its is are was were be been being am do does did have has had
+    can could will would shall should may might must what which who whom whose where when why how many
     much of in on at to from by with without for and or not no nor if as than then so but into onto over under
     i you he she they we me him her them us my your his their our any some all each every other
     user assistant system human image picture photo item items object objects thing things kind type sort
-    colour color shape number name please answer question describe tell show say see look"""
+    colour color shape number name please answer question describe tell show say see look
+"""
 FUNCTION_WORDS = frozenset(_FUNCTION.split())
 _means: "weakref.WeakKeyDictionary[nn.Module, Tensor]" = weakref.WeakKeyDictionary()
 

@@ -28,7 +28,8 @@ class Sample:
     """A question about a picture.
 
     Args:
-        image: the picture's number. kind: of question. truth: (12, 12) tokens of the tile asked about, or None.
+        image: the picture's number. kind: of question. truth: tokens of the tile that is asked about,
+            (12, 12), or None.
         seed: of the scenes. chance: seed of what is drawn for this question.
     """
 
@@ -81,8 +82,8 @@ def scenes_of(kind: str, count: int, seed: int, split: str = "test") -> list[Sam
 class Examiner:
     """The built-in generative model, asked with all tokens or with some.
 
-    An answer is right where every token of it, and the end behind it, is the likeliest one after those before:
-    the same as being written by greedy decoding.
+    An answer is right where every token of it, and the end behind it, is the likeliest one after those
+    before: the same as being written by greedy decoding.
     """
 
     def __init__(self) -> None:

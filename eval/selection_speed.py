@@ -25,8 +25,10 @@ WORDS = 40  # of the prompt
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds to the first token, medians: the bare model's, attached with all tokens, by budget, and how many times faster
-    than the bare model that is (median of paired ratios)."""
+    """Seconds to the first token, medians: the bare model's, attached with all tokens, and by budget.
+
+    `faster` has how many times sooner than the bare model's that is, the median of paired ratios.
+    """
 
     bare: float
     attached: float
@@ -78,7 +80,8 @@ def prompt(seed: int = 0) -> dict[str, Tensor]:
 
 
 class _Words:
-    """A tokenizer to whom every token is a word, so that a question's words are all heard: the dearest case."""
+    """A tokenizer to whom every token is a word, so that a question's words are all heard: the dearest
+    case."""
 
     all_special_ids: tuple[int, ...] = ()
 

@@ -37,8 +37,8 @@ def attached() -> Iterator[ArrCocModel]:
 
 
 def by_hand(model: Any, inputs: dict[str, Tensor], kept: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Greedy tokens (B, STEPS) and logits (B, STEPS, V) of the bare model, a sample at a time, without a cache:
-    rows taken out of its own inputs_embeds, position ids of the rows that stay."""
+    """Greedy tokens (B, STEPS) and logits (B, STEPS, V) of the bare model, a sample at a time, without a
+    cache: rows taken out of its own inputs_embeds, position ids of the rows that stay."""
     written, said = [], []
     for b, places in enumerate(kept):
         attended = inputs["attention_mask"][b].bool()
