@@ -85,6 +85,7 @@ class AdapterSet(nn.Module):
 
     model: Any
     body: DualEncoderBody | GenerativeBody
+    _hooks: list[Any]
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
@@ -160,6 +161,19 @@ class AdapterSet(nn.Module):
     def _check_plastic(self) -> None:
         if not self._plastic:
             raise ValueError(f"no adapter is plastic, of {', '.join(self._names)}; set_plastic([...]) first")
+
+    def _on(self) -> None:
+        if not self._hooks:
+            raise RuntimeError("this adapter was detached; attach the model again")
+        if self.learner.relevance_weight.is_meta:
+            name = type(self.model).__name__
+            raise RuntimeError(f"{name} was laid out without its weights: load them, then attach it again")
+
+    def keys(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[str]:
+        """How the learner names these candidate texts, (C, T) -> C names."""
+        if not isinstance(self.body, DualEncoderBody):
+            raise TypeError("only a dual encoder has candidate texts")
+        return self.body.keys(input_ids, attention_mask)
 
     # -- coming and going ------------------------------------------------------------------------------------
 

@@ -190,12 +190,6 @@ class ArrCocModel(AdapterSet):
 
     # -- learning --------------------------------------------------------------------------------------------
 
-    def keys(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[str]:
-        """How the learner names these candidate texts, (C, T) -> C names."""
-        if not isinstance(self.body, DualEncoderBody):
-            raise TypeError("only a dual encoder has candidate texts")
-        return self.body.keys(input_ids, attention_mask)
-
     @alone
     def perceive(
         self,
@@ -292,13 +286,6 @@ class ArrCocModel(AdapterSet):
         return predict(self, images, texts, context, templates)
 
     # -- life ------------------------------------------------------------------------------------------------
-
-    def _on(self) -> None:
-        if not self._hooks:
-            raise RuntimeError("this adapter was detached; attach the model again")
-        if self.learner.relevance_weight.is_meta:
-            name = type(self.model).__name__
-            raise RuntimeError(f"{name} was laid out without its weights: load them, then attach it again")
 
     @contextlib.contextmanager
     def disable(self) -> Iterator["ArrCocModel"]:

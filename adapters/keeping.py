@@ -24,136 +24,17 @@ if TYPE_CHECKING:
     from arr_coc.adapters.attached import ArrCocModel
 
 Keep = int | float | Sequence[int | float] | Tensor
-HEARD = (
-    1  # the block whose attention says where the question looks; FastV reads there, too (Chen et al., 2024)
-)
+HEARD = 1  # the block whose attention says where the question looks, as in FastV (Chen et al., 2024)
 # words that say how is asked, and not what for
-FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "there",
-        "here",
-        "it",
-        "its",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "am",
-        "do",
-        "does",
-        "did",
-        "have",
-        "has",
-        "had",
-        "can",
-        "could",
-        "will",
-        "would",
-        "shall",
-        "should",
-        "may",
-        "might",
-        "must",
-        "what",
-        "which",
-        "who",
-        "whom",
-        "whose",
-        "where",
-        "when",
-        "why",
-        "how",
-        "many",
-        "much",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "from",
-        "by",
-        "with",
-        "without",
-        "for",
-        "and",
-        "or",
-        "not",
-        "no",
-        "nor",
-        "if",
-        "as",
-        "than",
-        "then",
-        "so",
-        "but",
-        "into",
-        "onto",
-        "over",
-        "under",
-        "i",
-        "you",
-        "he",
-        "she",
-        "they",
-        "we",
-        "me",
-        "him",
-        "her",
-        "them",
-        "us",
-        "my",
-        "your",
-        "his",
-        "their",
-        "our",
-        "any",
-        "some",
-        "all",
-        "each",
-        "every",
-        "other",
-        "user",
-        "assistant",
-        "system",
-        "human",
-        "image",
-        "picture",
-        "photo",
-        "item",
-        "items",
-        "object",
-        "objects",
-        "thing",
-        "things",
-        "kind",
-        "type",
-        "sort",
-        "colour",
-        "color",
-        "shape",
-        "number",
-        "name",
-        "please",
-        "answer",
-        "question",
-        "describe",
-        "tell",
-        "show",
-        "say",
-        "see",
-        "look",
-    ]
-)
+_FUNCTION = """
+    a an the this that these those there here it its is are was were be been being am do does did have has had
+    can could will would shall should may might must what which who whom whose where when why how many
+    much of in on at to from by with without for and or not no nor if as than then so but into onto over under
+    i you he she they we me him her them us my your his their our any some all each every other
+    user assistant system human image picture photo item items object objects thing things kind type sort
+    colour color shape number name please answer question describe tell show say see look
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION.split())
 _means: "weakref.WeakKeyDictionary[nn.Module, Tensor]" = weakref.WeakKeyDictionary()
 
 
@@ -168,7 +49,7 @@ class Keeping:
         attached: the attached model.
         inputs: of the prompt: `input_ids`, and what says which of its positions are visual.
         keep: how many visual tokens stay: a number, a share in (0, 1], or one of them a sample.
-        mix: of diversity, in [0, 1]; None: what the first active adapter has learned for this kind of question.
+        mix: of diversity, in [0, 1]; None: what the first active adapter has learned for such questions.
         explore: draw the mix instead, for a reward to come.
 
     Raises:
@@ -188,8 +69,8 @@ class Keeping:
             raise TypeError(f"keep_tokens is for generative models; {name} is a dual encoder")
         if not isinstance(body.source, InSequence) or body.encoder_decoder or body.family.in_front:
             raise ValueError(
-                f"keep_tokens does not work for {name}: its visual tokens do not stand in the language model's "
-                "sequence at places that input_ids tells"
+                f"keep_tokens does not work for {name}: its visual tokens do not stand in the language "
+                "model's sequence at places that input_ids tells"
             )
         if mix is not None and not 0 <= mix <= 1:
             raise ValueError(f"mix={mix!r}: None or a number in [0, 1] is needed")
@@ -216,8 +97,8 @@ class Keeping:
         batch, each = len(self.where), len(embedded) // len(self.where)
         if embedded.shape[1] != self.where.shape[1] or len(embedded) % batch:
             raise ValueError(
-                f"{type(self.attached.model).__name__} makes {tuple(embedded.shape[:2])} positions of a prompt "
-                f"of {tuple(self.where.shape)}: where the visual tokens stand is not known"
+                f"{type(self.attached.model).__name__} makes {tuple(embedded.shape[:2])} positions of a "
+                f"prompt of {tuple(self.where.shape)}: where the visual tokens stand is not known"
             )
         first = {k: _every(v, len(embedded), each) for k, v in shown.items()}  # beams of one sample are alike
         mask = self.inputs.get("attention_mask")  # as it was given: what is given on may be no (B, T)
@@ -316,7 +197,8 @@ def _budgets(keep: Keep, counts: list[int]) -> list[int]:
         return [budget(keep, count) for count in counts]
     if not isinstance(keep, Sequence) or isinstance(keep, str) or len(keep) != len(counts):
         raise ValueError(
-            f"keep_tokens={keep!r}: a number, a share in (0, 1], or one of these for each of {len(counts)} samples"
+            f"keep_tokens={keep!r}: a number, a share in (0, 1], or one of these for each of "
+            f"{len(counts)} samples"
         )
     return [budget(one, count) for one, count in zip(keep, counts, strict=True)]
 

@@ -108,13 +108,16 @@ class Shortening:
         lacking = [n for n in ("inputs_embeds", "position_ids", "attention_mask") if n not in takes]
         if lacking:
             raise ValueError(
-                f"keep_tokens does not work for {name}: its language model takes no {' and no '.join(lacking)}"
+                f"keep_tokens does not work for {name}: its language model takes no "
+                + " and no ".join(lacking)
             )
         self._choose, self._name, self._begun = choose, name, begun
         self._busy = False
         self.rows: Rows | None = None
         self._last: Tensor | None = None  # position ids of the last row, (..., B, 1)
         self._since = 0  # rows behind the prompt so far
+        self._front: Tensor | None = None  # which of the short prompt's rows are seen by later ones, (B, S)
+        self._window = float(getattr(model.config, "sliding_window", None) or "inf")
         self._hook = model.register_forward_pre_hook(self._shorten, with_kwargs=True)
 
     def remove(self) -> None:
@@ -168,7 +171,8 @@ class Shortening:
         return short
 
     def _further(self, kwargs: dict[str, Any], shown: Tensor) -> dict[str, Any]:
-        assert self.rows is not None and self._last is not None
+        assert self.rows is not None
+        assert self._last is not None
         batch, more = shown.shape[:2]
         short = dict(kwargs)
         position = kwargs.get("position_ids")
@@ -189,15 +193,20 @@ class Shortening:
         mask = kwargs.get("attention_mask")
         # a static cache hands over all the keys that it has room for
         static = any(getattr(kwargs.get(name), "is_compileable", False) for name in CACHES)
-        if isinstance(mask, dict):
-            return {kind: self._mask(one, rows, whole, static) for kind, one in mask.items()}
-        return self._mask(mask, rows, whole, static)
+        if not isinstance(mask, dict):
+            return self._mask(mask, rows, whole, static)
+        if not whole and rows.short + self._since > self._window:
+            raise ValueError(
+                f"keep_tokens does not work for {self._name} beyond its sliding window of {self._window}"
+            )
+        return {kind: self._mask(one, rows, whole, static) for kind, one in mask.items()}
 
     def _mask(self, mask: Any, rows: Rows, whole: bool, static: bool) -> Tensor | None:
         """(B, T + A) -> (B, S + A), or (B, 1, Q, T + A) likewise; none where there was none (`generate` lets
         one of ones go) and nothing is padded."""
         if mask is None:
-            if not bool(rows.padding.any()):
+            # positions with gaps and no mask would be taken for several sequences in one row
+            if not whole and not bool(rows.padding.any()):
                 return None
             mask = torch.ones(len(rows.real), rows.length + self._since, device=rows.real.device).long()
         if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
@@ -207,24 +216,49 @@ class Shortening:
         if mask.dim() == 2:
             front = rows.taken(mask[:, : rows.length]).masked_fill(~rows.real, 0)
             return torch.cat([front, mask[:, rows.length :]], 1)
-        return wide(mask, rows, whole, static)
+        if whole:
+            short = first_mask(mask, rows.longer(mask.shape[2]), static)
+            self._front = seen(short[:, 0, -1, : rows.short])
+            return short
+        # such a mask was made for a cache of T rows, and it has S
+        assert self._front is not None
+        width = mask.shape[3] if static else rows.short + self._since
+        return later_mask(mask, self._front.expand(len(rows.real), -1), width, rows.short + self._since)
 
 
-def wide(mask: Tensor, rows: Rows, whole: bool, static: bool) -> Tensor:
-    """A mask (B, 1, Q, T + A), boolean or additive, as one of the short sequence; of its queries too, where
-    they are the whole prompt. With a static cache it stays as wide as it was."""
-    hidden: Any = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+def seen(mask: Tensor) -> Tensor:
+    """Which keys a boolean or additive mask shows."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def first_mask(mask: Tensor, rows: Rows, static: bool) -> Tensor:
+    """A prompt's mask (B, 1, T, T + A), boolean or additive, as (B, 1, S, S + A); with a static cache as wide
+    as it was."""
+    boolean = mask.dtype == torch.bool
+    hidden: Any = False if boolean else torch.finfo(mask.dtype).min
     mask = mask.expand(len(rows.real), *mask.shape[1:])
-    if whole:
-        rows = rows.longer(mask.shape[2])
-        mask = rows.taken(mask.transpose(0, 1), 2).transpose(0, 1)
+    mask = rows.taken(mask.transpose(0, 1), 2).transpose(0, 1)
     front = rows.taken(mask[..., : rows.length].permute(1, 2, 0, 3), 3).permute(2, 0, 1, 3)
     front = front.masked_fill(~rows.real[:, None, None], hidden)
-    if whole:  # padding sees itself, so that no row of attention is empty
-        own = torch.eye(rows.short, dtype=torch.bool, device=mask.device) & ~rows.real[:, None]  # (B, S, S)
-        front = front.masked_fill(own[:, None], True if mask.dtype == torch.bool else 0.0)
+    # padding sees itself, so that no row of attention is empty
+    own = torch.eye(rows.short, dtype=torch.bool, device=mask.device) & ~rows.real[:, None]  # (B, S, S)
+    front = front.masked_fill(own[:, None], True if boolean else 0.0)
     parts = [front, mask[..., rows.length :]]
     if static:
-        gone = rows.length - rows.short
-        parts.append(mask.new_full((*front.shape[:3], gone), hidden))
+        parts.append(mask.new_full((*front.shape[:3], rows.length - rows.short), hidden))
     return torch.cat(parts, 3)
+
+
+def later_mask(mask: Tensor, front: Tensor, width: int, end: int) -> Tensor:
+    """The mask of the last Q of `end` rows, (B, 1, Q, width) of the kind of `mask`: they see what is shown of
+    the prompt, `front` (B, S), and all rows behind it up to themselves."""
+    batch, queries = len(front), mask.shape[2]
+    place = torch.arange(width, device=front.device)
+    row = torch.arange(end - queries, end, device=front.device)
+    shown = (place <= row[:, None]).expand(batch, queries, width).clone()
+    shown[..., : front.shape[1]] &= front[:, None]
+    if mask.dtype == torch.bool:
+        return shown[:, None]
+    return torch.zeros(shown.shape, dtype=mask.dtype, device=mask.device).masked_fill(
+        ~shown, torch.finfo(mask.dtype).min
+    )[:, None]

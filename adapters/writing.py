@@ -52,7 +52,7 @@ def generate(
 
 @contextlib.contextmanager
 def shortened(attached: "ArrCocModel", keeping: Keeping | None) -> Iterator[None]:
-    """Inside, the language model's passes see the kept rows only; whatever happens, all of them afterwards."""
+    """Inside, the language model's passes see the kept rows only; afterwards, whatever happens, all."""
     if keeping is None or keeping.everything:
         yield
         return

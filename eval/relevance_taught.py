@@ -67,8 +67,8 @@ class Taught:
     Args:
         needed: samples of each word until pointing was .9; the most there were where it never was.
         reached: for which words it was.
-        before, after, out: SCORES on all words' held-out scenes: untaught, when the last word had been taught,
-            and with what was learned of relevance taken out again.
+        before, after, out: SCORES on all words' held-out scenes: untaught, when the last word had been
+            taught, and with what was learned of relevance taken out again.
     """
 
     needed: list[int]

@@ -30,7 +30,7 @@ class Mixture(nn.Module):
     def __init__(
         self,
         width: int,
-        start: float = 0.0,
+        start: float = 0.35,
         eta: float = 0.1,
         explore: float = 0.2,
         alike: float = 0.9,
