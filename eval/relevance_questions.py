@@ -27,12 +27,14 @@ from arr_coc.training.collate import AnswerCollator
 
 Array = NDArray[np.float64]
 OWN = "arr-coc"
+ASKED = f"{OWN}-asked"
 TAUGHT = {"masks": "arr-coc, shown where on {n} others", "labels": "arr-coc, told the answers of {n} others"}
 BATCH = 16
 LONGEST = 6  # tokens of an answer, the end included
 
 METHODS: dict[str, tuple[str, str, maps.Baseline | None]] = {  # name -> (about, sort, maps)
     OWN: ("arr-coc, nothing learned", "own", None),
+    ASKED: ("arr-coc, by the question's words: what `keep_tokens` selects by", "own", None),
     **{f"{OWN}-{way}": (about, "own", None) for way, about in TAUGHT.items()},
     "random": ("random", "blind", maps.random),
     "uniform": ("uniform", "blind", maps.uniform),
@@ -109,8 +111,9 @@ def teach(attached: ArrCocModel, collate: AnswerCollator, rows: Sequence[dict[st
 
 
 def _own(model: Any, processor: Any, name: str, rows: list[dict[str, Any]], taught: Any) -> Array:
-    """`out.relevance` at the position that writes the answer's first token, (Q, n)."""
-    way = name.removeprefix(OWN).removeprefix("-")
+    """arr-coc's relevance at the position that writes the answer's first token, (Q, n): that of its output
+    or, `ASKED`, that by which `generate` keeps tokens."""
+    way = "" if name == ASKED else name.removeprefix(OWN).removeprefix("-")
     attached = attach(model, ArrCocConfig(question_relevance=way == "labels"), processor)
     try:
         collate = AnswerCollator(processor, attached)
@@ -118,7 +121,13 @@ def _own(model: Any, processor: Any, name: str, rows: list[dict[str, Any]], taug
             teach(attached, collate, taught, way)
         parts = []
         for start in range(0, len(rows), BATCH):
-            parts.append(attached(**collate.prompts(rows[start : start + BATCH])).relevance.double().numpy())
+            prompts = collate.prompts(rows[start : start + BATCH])
+            if name == ASKED:
+                attached.generate(**prompts, keep_tokens=0.5, mix=0.0, max_new_tokens=1, do_sample=False)
+                assert attached.kept is not None
+                parts.append(torch.stack(attached.kept.relevance).double().numpy())
+            else:
+                parts.append(attached(**prompts).relevance.double().numpy())
         return np.concatenate(parts)
     finally:
         attached.detach()

@@ -193,6 +193,15 @@ def test_an_image_counts_by_its_right_answers() -> None:
     np.testing.assert_array_equal(exam.by_image(values), [1.0, 0.5, np.nan])
 
 
+def test_by_its_words_a_question_finds_its_tile_before_anything_is_read(built_in) -> None:
+    model, processor = built_in
+    rows = exam.rows_of(mosaics(2, 12, 7))
+    found = exam.maps_of(model, processor, exam.ASKED, rows, 2, [], 0)
+    np.testing.assert_allclose(found.sum(1), 1)
+    hits = [row["mask"].ravel()[r.argmax()] for r, row in zip(found, rows, strict=True)]
+    assert np.mean(hits) > 0.6  # chance .25
+
+
 @pytest.mark.parametrize("way", list(exam.TAUGHT))
 def test_a_row_that_learns_learns_from_others_and_leaves_the_model_alone(way: str, built_in) -> None:
     model, processor = built_in
