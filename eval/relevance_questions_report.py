@@ -4,7 +4,7 @@ import numpy as np
 
 from arr_coc.eval.intervals import Range, paired_bootstrap
 from arr_coc.eval.mosaic_questions import KINDS
-from arr_coc.eval.relevance_questions import METHODS, OWN, SCORES, Result, by_image, of_kind
+from arr_coc.eval.relevance_questions import ASKED, METHODS, OWN, SCORES, Result, by_image, of_kind
 from arr_coc.eval.rules_report import Shown
 
 
@@ -60,34 +60,31 @@ def located(result: Result, taught: int) -> Shown:
     return Shown(title, [*columns, "AUROC", "query contrast"], rows)
 
 
-def differences(result: Result, resamples: int = 2000) -> dict[str, tuple[Range, Range]]:
-    """arr-coc with nothing learned minus each other method: pointing and query contrast, paired bootstrap
-    over images."""
-    own, said = by_image(result.scores[OWN]["pointing"]), {}
+def differences(result: Result, of: str = OWN, resamples: int = 2000) -> dict[str, tuple[Range, Range]]:
+    """One of arr-coc's maps minus each other method's: pointing and query contrast, paired bootstrap over
+    images."""
+    own, said = by_image(result.scores[of]["pointing"]), {}
+    there, both = np.isfinite(own), np.isfinite(result.contrast[of])
     for name in result.scores:
-        if name != OWN:
+        if name != of:
             other = by_image(result.scores[name]["pointing"])
-            there, both = np.isfinite(own), np.isfinite(result.contrast[OWN])
             said[name] = (
                 paired_bootstrap(own[there], other[there], resamples=resamples),
-                paired_bootstrap(
-                    result.contrast[OWN][both], result.contrast[name][both], resamples=resamples
-                ),
+                paired_bootstrap(result.contrast[of][both], result.contrast[name][both], resamples=resamples),
             )
     return said
 
 
-def paired(result: Result, taught: int) -> Shown:
-    """`differences` as a table."""
-    rows = []
-    for name, (pointing, contrast) in differences(result).items():
-        points = f"{100 * pointing.mean:+.1f} [{100 * pointing.low:+.1f}, {100 * pointing.high:+.1f}]"
-        rows.append(
-            [
-                _about(name, taught),
-                points,
-                f"{contrast.mean:+.3f} [{contrast.low:+.3f}, {contrast.high:+.3f}]",
-            ]
-        )
-    title = f"P2, {result.grid}x{result.grid} tiles: arr-coc with nothing learned, minus"
-    return Shown(title, ["map", "pointing, points", "query contrast"], rows)
+def paired(result: Result, taught: int) -> list[Shown]:
+    """`differences` as tables, one for each of arr-coc's maps that learned nothing."""
+    shown = []
+    for of in (OWN, ASKED):
+        rows = []
+        for name, (pointing, contrast) in differences(result, of).items() if of in result.scores else ():
+            points = f"{100 * pointing.mean:+.1f} [{100 * pointing.low:+.1f}, {100 * pointing.high:+.1f}]"
+            between = f"{contrast.mean:+.3f} [{contrast.low:+.3f}, {contrast.high:+.3f}]"
+            rows.append([_about(name, taught), points, between])
+        title = f"P2, {result.grid}x{result.grid} tiles: {METHODS[of][0]}, minus"
+        if rows:
+            shown.append(Shown(title, ["map", "pointing, points", "query contrast"], rows))
+    return shown

@@ -77,7 +77,7 @@ def questions(asked: Asked) -> Found:
         tables += [
             relevance_questions_report.answered(found),
             relevance_questions_report.located(found, taught),
-            relevance_questions_report.paired(found, taught),
+            *relevance_questions_report.paired(found, taught),
         ]
     return Found(tables, [], {"results": results})
 

@@ -185,7 +185,9 @@ def test_maps_that_ignore_the_question_have_no_contrast_and_the_truth_has_all(
     assert located["arr-coc, nothing learned"][-1] == "1.000"
     assert located["chance"][5] == "25.0"
     assert len(report.answered(found).rows) == 5
-    assert report.paired(found, 2).rows[0][0] == "uniform"
+    (paired,) = report.paired(found, 2)
+    assert paired.rows[0][0] == "uniform"
+    assert paired.rows[0][1].startswith("+75.0")
 
 
 def test_an_image_counts_by_its_right_answers() -> None:
