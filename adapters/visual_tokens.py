@@ -223,16 +223,26 @@ class Attended:
         states, self.states = self.states, None
         if states is None:
             return None
+        if not self.reads_text and len(states) > len(hidden):  # a row per tile: a sample looks at all of its
+            states = states.reshape(len(hidden), -1, states.shape[-1])
         everything = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         ids = asked.get("input_ids")
         if not self.reads_text:
+            tiles = asked.get("cross_attention_mask")  # (B, T, pictures, tiles), of those that are there
+            if isinstance(tiles, Tensor) and tiles.dim() == 4:
+                there = tiles.bool().any(1).flatten(1)
+                if len(there) == len(states) and there.any() and states.shape[1] % there.shape[1] == 0:
+                    everything = there.repeat_interleave(states.shape[1] // there.shape[1], 1)
             words = mean_where(
                 hidden, torch.ones_like(hidden[..., 0], dtype=torch.bool) if text is None else text
             )
             if words.shape[1] != self.widths[0] or "decoder_input_ids" in asked:
                 words = mean_where(states, everything)
-            place = torch.arange(states.shape[1], device=states.device).expand(len(states), -1)
-            return Seen((states,), place, everything, words, states.shape[1])
+            if bool(everything.all()):
+                place = torch.arange(states.shape[1], device=states.device).expand(len(states), -1)
+                return Seen((states,), place, everything, words, states.shape[1])
+            tokens, place, exist = gather(states, everything)
+            return Seen((tokens,), place, exist, words, states.shape[1])
         assert isinstance(ids, Tensor)
         where = torch.isin(ids, torch.tensor(self.ids, dtype=ids.dtype, device=ids.device))
         where = grown(where, states.shape[1], self.family)
