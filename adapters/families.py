@@ -18,6 +18,7 @@ class Family:
         separated: a prompt's last token is a separator, which `generate` takes away.
         answer_type: the token type of answers, where there are types.
         padded: texts were always padded to the full length in training, and padding is read like words.
+        whole: blocks of its language model behind the first need all visual tokens, or rows without gaps.
         streams: the axis of a block's output that its residual's parallel streams stand in, where it is not
             the one behind the positions.
     """
@@ -31,6 +32,7 @@ class Family:
     separated: bool = False
     answer_type: int = 0
     padded: bool = False
+    whole: bool = False
 
 
 FAMILIES: dict[str, Family] = {
@@ -38,6 +40,8 @@ FAMILIES: dict[str, Family] = {
     "blip": Family(separated=True),
     "gemma3n": Family(streams=0),
     "git": Family(in_front=True),
+    "granite4_vision": Family(whole=True),
+    "inkling_mm_model": Family(whole=True),
     "kosmos-2": Family(marker="image_embeds_position_mask"),
     "kosmos-2.5": Family(marker="image_embeds_position_mask"),
     "paligemma": Family(answer_type=1),  # 0 is a prefix, whose tokens see each other

@@ -72,6 +72,8 @@ class Keeping:
                 f"keep_tokens does not work for {name}: its visual tokens do not stand in the language "
                 "model's sequence at places that input_ids tells"
             )
+        if body.family.whole:
+            raise ValueError(f"keep_tokens does not work for {name}: its blocks need every visual token")
         if mix is not None and not 0 <= mix <= 1:
             raise ValueError(f"mix={mix!r}: None or a number in [0, 1] is needed")
         ids = inputs.get("input_ids")
@@ -151,7 +153,8 @@ class Keeping:
         with _listening(module, rows) as tap:
             stop = module.register_forward_hook(_stop)
             try:
-                bare = {k: _narrow(v, there.shape[1]) for k, v in shown.items() if k not in CACHES}
+                bare = {k: v for k, v in shown.items() if k not in CACHES}
+                bare["attention_mask"] = _narrow(bare.get("attention_mask"), there.shape[1])
                 self.body.tower.module(**{**bare, "use_cache": False})
             except _Heard:
                 pass

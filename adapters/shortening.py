@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from arr_coc.adapters.rows import Bias
 
 CACHES = ("cache", "past_key_values")
-_TOO_MUCH = ("visual_pos_masks", "deepstack_visual_embeds", "cross_attention_states", "encoder_hidden_states")
+_TOO_MUCH = ("cross_attention_states", "encoder_hidden_states")
+_DEEP = "deepstack_visual_embeds"  # added to the visual rows of later blocks, a tensor of all of them a block
 
 
 class Rows:
@@ -164,6 +165,13 @@ class Shortening:
             )
             if whole and key not in ("position_ids", "attention_mask"):
                 short[key] = rows.taken(value)
+        marked = kwargs.get("visual_pos_masks")
+        if kwargs.get(_DEEP) is not None:
+            if not isinstance(marked, Tensor) or tuple(marked.shape) != (batch, length):
+                raise ValueError(f"keep_tokens does not work for {self._name}: its {_DEEP} stand nowhere")
+            short[_DEEP] = [deep[rows.keep[marked.bool()]] for deep in kwargs[_DEEP]]
+        if isinstance(marked, Tensor):
+            short["visual_pos_masks"] = rows.taken(marked) & rows.real
         short["position_ids"] = rows.taken(position, position.dim() - 1)
         short["attention_mask"] = self._masks(kwargs, batch, True)
         if isinstance(kwargs.get("cache_position"), Tensor):
@@ -175,10 +183,9 @@ class Shortening:
         assert self._last is not None
         batch, more = shown.shape[:2]
         short = dict(kwargs)
-        position = kwargs.get("position_ids")
-        if position is None:
-            position = self._last + torch.arange(1, more + 1, device=self._last.device)
-            short["position_ids"] = position
+        # some models count them from the cache, which is short
+        position = self._last + torch.arange(1, more + 1, device=self._last.device)
+        short["position_ids"] = position
         self._last = position[..., -1:]
         self._since += more
         short["attention_mask"] = self._masks(kwargs, batch, False)
@@ -199,7 +206,18 @@ class Shortening:
             raise ValueError(
                 f"keep_tokens does not work for {self._name} beyond its sliding window of {self._window}"
             )
+        queries = kwargs["inputs_embeds"].shape[1]
+        if whole or bool(rows.padding.any()):  # blocks that are given masks by kind take none that is (B, T)
+            mask = {k: self._even(queries, rows.length) if m is None else m for k, m in mask.items()}
         return {kind: self._mask(one, rows, whole, static) for kind, one in mask.items()}
+
+    def _even(self, queries: int, length: int) -> Tensor:
+        """A mask by which every row sees all up to itself, (1, 1, Q, T + A)."""
+        assert self.rows is not None
+        keys = length + self._since
+        return torch.ones(queries, keys, dtype=torch.bool, device=self.rows.real.device).tril(keys - queries)[
+            None, None
+        ]
 
     def _mask(self, mask: Any, rows: Rows, whole: bool, static: bool) -> Tensor | None:
         """(B, T + A) -> (B, S + A), or (B, 1, Q, T + A) likewise; none where there was none (`generate` lets

@@ -110,7 +110,12 @@ def choose(examiner: Examiner, images: int) -> Shown:
     )
 
 
-def run(seeds: Sequence[int], images: int, kinds: Sequence[str] = tuple(KINDS)) -> dict[str, Scores]:
+def run(
+    seeds: Sequence[int],
+    images: int,
+    ways: Sequence[str] = tuple(WAYS),
+    kinds: Sequence[str] = tuple(KINDS),
+) -> dict[str, Scores]:
     """The exam of every kind over all seeds."""
     examiner = Examiner()
     found = {}
@@ -118,7 +123,7 @@ def run(seeds: Sequence[int], images: int, kinds: Sequence[str] = tuple(KINDS)) 
         parts = []
         for seed in seeds:
             print(f"{kind}, seed {seed}", file=sys.stderr, flush=True)
-            parts.append(exam(examiner, scenes_of(kind, images, seed)))
+            parts.append(exam(examiner, scenes_of(kind, images, seed), ways))
         found[kind] = joined(parts)
     return found
 
@@ -130,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--seeds", default="0-4", help="such as 0-4")
+    parser.add_argument("--ways", default=",".join(WAYS), help="arr-coc and others, by name")
     parser.add_argument("--images", type=int, default=40, help="pictures a kind and seed")
     parser.add_argument("--repeats", type=int, default=7, help="rounds of timing; 0 for none")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
@@ -138,12 +144,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     target = None if args.json is None else check_target(args.json)
+    ways = args.ways.split(",")
+    if "arr-coc" not in ways or not set(ways) <= set(WAYS):
+        parser.error(f"--ways {args.ways}: arr-coc and some of {', '.join(WAYS)} are needed")
     lines: list[str] = []
     raw = []
     if args.choose:
         tables = [choose(Examiner(), args.images)]
     else:
-        found = run(numbers(args.seeds), args.images)
+        found = run(numbers(args.seeds), args.images, ways)
         tables = [accuracies(scores, KINDS[kind]) for kind, scores in found.items()]
         lines = verdict(found)
         for kind, scores in found.items():

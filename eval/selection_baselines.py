@@ -29,7 +29,7 @@ class Evidence:
         keys: of the vision tower's last attention, (N, e).
         of_class: attention of its class token there, mean over heads, (N,).
         attention: of the question's last position over the tokens, mean over heads, a row a block, (L, N).
-        relevance: arr-coc's, (N,).
+        relevance: arr-coc's, (N,). unworded: the same from attention alone, without the question's words.
         truth: tokens of the tile that is asked about, (N,) bool; None for pictures without tiles.
         seed: of chance.
     """
@@ -39,6 +39,7 @@ class Evidence:
     of_class: Tensor
     attention: Tensor
     relevance: Tensor
+    unworded: Tensor
     truth: Tensor | None
     seed: int
 
@@ -148,6 +149,11 @@ class Way:
 WAYS: dict[str, Way] = {
     "arr-coc": Way("arr-coc: relevance and diversity", "own", lambda s, k: own(s, k, MIX)),
     "relevance": Way("relevance alone", "own", lambda s, k: own(s, k, 0.0)),
+    "unworded": Way(
+        "relevance without the words",
+        "own",
+        lambda s, k: Chosen(select(s.tokens, None, k, 0.0, s.unworded)),
+    ),
     "diversity": Way("diversity alone", "own", lambda s, k: own(s, k, 1.0)),
     "random": Way("random", "rival", random),
     "uniform": Way("uniform grid", "rival", uniform),

@@ -1,5 +1,6 @@
 """The exam of selection: is a question still answered from k of a picture's tokens? Every question counts."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,9 +118,12 @@ class Examiner:
             # the pictures' grid is not told by pixels here
             keeping.inputs = {**keeping.inputs, "pixel_values": torch.empty(len(some), 3, 96, 96)}
             keeping.choose(passed)
+            unworded = replaced(keeping)
+            unworded.choose(passed)
             with self.attached.disable():
                 out = self.model.model.language_model(**passed, use_cache=False, output_attentions=True)
             assert keeping.kept is not None
+            assert unworded.kept is not None
             for b, s in enumerate(some):
                 seen = visual[b]
                 found.append(
@@ -129,6 +133,7 @@ class Examiner:
                         of_class[b],
                         torch.stack([a[b, :, -1][:, seen].mean(0) for a in out.attentions]),
                         keeping.kept.relevance[b],
+                        unworded.kept.relevance[b],
                         None if s.truth is None else torch.from_numpy(s.truth.ravel()),
                         s.chance,
                     )
@@ -213,6 +218,13 @@ class Examiner:
             told = self.model.lm_head(out.last_hidden_state[b, last : last + len(w)]).argmax(1).tolist()
             right[b] = told == w
         return right
+
+
+def replaced(keeping: Keeping) -> Keeping:
+    """The same choice by somebody to whom the question's words say nothing."""
+    other = copy.copy(keeping)
+    other.content = torch.zeros_like(keeping.content)
+    return other
 
 
 def exam(

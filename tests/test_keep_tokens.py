@@ -14,6 +14,8 @@ from arr_coc.adapters import ArrCocModel, attach
 from arr_coc.adapters.keeping import FUNCTION_WORDS
 from arr_coc.adapters.rows import Bias
 from arr_coc.adapters.shortening import Rows
+from arr_coc.eval.tiny_inputs import example
+from arr_coc.eval.tiny_models import tiny_model
 from arr_coc.relevance.mixture import GRID
 
 STEPS = 5
@@ -274,13 +276,35 @@ def test_prompts_without_pictures_and_other_models_are_refused(attached: ArrCocM
         dual.generate(**tiny.dual_inputs(), keep_tokens=4)
 
 
-def test_pictures_beside_the_sequence_are_refused() -> None:
-    from arr_coc.eval.tiny_models import tiny_model
+@pytest.mark.parametrize("kind", ["florence2", "blip-2", "mllama", "granite4_vision", "git"])
+def test_models_for_which_it_cannot_work_say_so(kind: str) -> None:
+    model = tiny_model(kind, "generative")
+    refused, inputs = attach(model), example(model)
+    count = hooks(model)
+    with pytest.raises(ValueError, match="keep_tokens does not work for"):
+        refused.generate(**inputs, max_new_tokens=2, keep_tokens=2)
+    assert hooks(model) == count
 
-    model = tiny_model("florence2", "generative")
-    beside = attach(model)
-    with pytest.raises(ValueError, match="keep_tokens does not work"):
-        beside.generate(input_ids=torch.ones(1, 4).long(), keep_tokens=4)
+
+# mrope; visual tokens added again in later blocks; masks by kind of block; positions counted from the cache
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4", "exaone4_5", "idefics3"])
+def test_other_families_write_the_same_with_a_cache_and_without(kind: str) -> None:
+    model = tiny_model(kind, "generative")
+    attached, inputs = attach(model), example(model)
+    options: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
+    for keep in (2, [1, 3]):
+        logits = [
+            attached.generate(
+                **{k: v.clone() for k, v in inputs.items()},
+                **options,
+                output_logits=True,
+                use_cache=cached,
+                keep_tokens=keep,
+            ).logits
+            for cached in (True, False)
+        ]
+        for one, other in zip(*logits, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-2)
 
 
 # -- the mix -------------------------------------------------------------------------------------------------
