@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from arr_coc.relevance.select import select
 from arr_coc.training.scenes import TOKENS
 
-MIX = 0.35  # of diversity: the best on other seeds' scenes (`python -m arr_coc.eval.selection --choose`)
+MIX = 0.35  # of diversity: the best on other seeds' scenes (`--choose --images 100`)
 CONTEXTUAL = 10 / 64  # share of VisionZip's tokens that are merged ones
 
 
