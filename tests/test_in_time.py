@@ -215,7 +215,7 @@ def test_a_failed_step_lets_no_time_pass(monkeypatch: pytest.MonkeyPatch) -> Non
     def fails(*_: object) -> None:
         raise FloatingPointError("not finite")
 
-    monkeypatch.setattr(made, "_teach", fails)
+    monkeypatch.setattr("arr_coc.learner.teach", fails)
     with pytest.raises(FloatingPointError):
         made.learn(percept(70), ["new"])
     assert equal(made, same, tuple(n for n in state.tensors(same) if n.startswith(("predictor", "assoc"))))

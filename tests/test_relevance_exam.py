@@ -164,7 +164,7 @@ def test_images_that_share_something_are_drawn_together() -> None:
 
 def test_what_cannot_be_run_is_said_in_one_line(tmp_path: Path) -> None:
     for changed, said in (
-        (["--protocol", "P9"], "there are P1, P3, further"),
+        (["--protocol", "P9"], "there are P1, P2, P3, further"),
         (["--seeds", "x"], "possible are"),
         (["--json", str(tmp_path / "no" / "x.json")], "no folder"),
     ):
