@@ -109,6 +109,29 @@ def _where(
     return Question("where", text, places[cell], cell, (draw(moved), places[swapped]), draw(kept))
 
 
+def _changed(
+    asked: tuple[str, str, str],
+    tiles: list[Tile],
+    cell: int,
+    rng: np.random.Generator,
+    draw: _Drawing,
+    tells: tuple[int, Callable[[Tile], bool]],
+    another: Callable[[Tile], bool],
+) -> Question:
+    """A question (kind, text, answer) with its two changed pictures.
+
+    Args:
+        tells: which part of a tile is the answer, and what may stand in the tile's place to change it.
+        another: what may stand in another tile's place and leave the answer as it is.
+    """
+    part, allowed = tells
+    new = _free(tiles, rng, allowed)
+    other = rng.choice([c for c in range(len(tiles)) if c != cell])
+    else_ = _free(tiles, rng, another)
+    flipped = draw(_with(tiles, **{f"at{cell}": new})), new[part]
+    return Question(*asked, cell, flipped, draw(_with(tiles, **{f"at{other}": else_})))
+
+
 def _colour(
     tiles: list[Tile], cell: int, grid: int, rng: np.random.Generator, draw: _Drawing
 ) -> Question | None:
@@ -116,12 +139,8 @@ def _colour(
     name, colour = tiles[cell]
     if [s for s, _ in tiles].count(name) > 1 or [c for _, c in tiles].count(colour) < 2:
         return None
-    new = _free(tiles, rng, lambda t: t[0] == name)
-    other = rng.choice([c for c in range(len(tiles)) if c != cell])
-    else_ = _free(tiles, rng, lambda t: t[0] != name)
-    text = f"what colour is the {name}?"
-    flipped = draw(_with(tiles, **{f"at{cell}": new})), new[1]
-    return Question("colour", text, colour, cell, flipped, draw(_with(tiles, **{f"at{other}": else_})))
+    asked = "colour", f"what colour is the {name}?", colour
+    return _changed(asked, tiles, cell, rng, draw, (1, lambda t: t[0] == name), lambda t: t[0] != name)
 
 
 def _item(
@@ -131,12 +150,8 @@ def _item(
     name, colour = tiles[cell]
     if [c for _, c in tiles].count(colour) > 1 or [s for s, _ in tiles].count(name) < 2:
         return None
-    new = _free(tiles, rng, lambda t: t[1] == colour)
-    other = rng.choice([c for c in range(len(tiles)) if c != cell])
-    else_ = _free(tiles, rng, lambda t: t[1] != colour)
-    text = f"what is the {colour} item?"
-    flipped = draw(_with(tiles, **{f"at{cell}": new})), new[0]
-    return Question("item", text, name, cell, flipped, draw(_with(tiles, **{f"at{other}": else_})))
+    asked = "item", f"what is the {colour} item?", name
+    return _changed(asked, tiles, cell, rng, draw, (0, lambda t: t[1] == colour), lambda t: t[1] != colour)
 
 
 def _place(
@@ -144,12 +159,8 @@ def _place(
 ) -> Question | None:
     """What is in the top left?"""
     name = tiles[cell][0]
-    new = _free(tiles, rng, lambda t: t[0] != name)
-    other = rng.choice([c for c in range(len(tiles)) if c != cell])
-    else_ = _free(tiles, rng, lambda t: True)
-    text = f"what is in the {PLACES[grid][cell][0]}?"
-    flipped = draw(_with(tiles, **{f"at{cell}": new})), new[0]
-    return Question("place", text, name, cell, flipped, draw(_with(tiles, **{f"at{other}": else_})))
+    asked = "place", f"what is in the {PLACES[grid][cell][0]}?", name
+    return _changed(asked, tiles, cell, rng, draw, (0, lambda t: t[0] != name), lambda t: True)
 
 
 KINDS: dict[str, Callable[..., Question | None]] = {
@@ -158,7 +169,6 @@ KINDS: dict[str, Callable[..., Question | None]] = {
     "item": _item,
     "place": _place,
 }
-HARD = ("where",)  # a conjunction: tiles that share the shape and tiles that share the colour are both there
 
 
 def mosaics(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from arr_coc.eval.overlay import centre_prior
-from arr_coc.eval.relevance_baselines import rolled
+from arr_coc.eval.relevance_baselines import local_contrast, rolled
 from arr_coc.eval.relevance_gradients import chefer_self
 
 
@@ -137,11 +137,8 @@ def centre(asked: Prompts, draw: torch.Generator) -> Tensor:
 
 
 def contrast(asked: Prompts, draw: torch.Generator) -> Tensor:
-    """Standard deviation of the pixels in each patch, root mean square over colours."""
-    pixels = asked.inputs["pixel_values"]
-    side = pixels.shape[-1] // asked.grid[0]
-    patches = pixels.unfold(2, side, side).unfold(3, side, side).flatten(4)
-    return patches.var(4, unbiased=False).mean(1).sqrt().flatten(1)
+    """`local_contrast` of the patches."""
+    return local_contrast(asked.inputs["pixel_values"], asked.grid)
 
 
 def raw_attention(asked: Prompts, draw: torch.Generator) -> Tensor:

@@ -75,11 +75,16 @@ def centre(eye: Eye, pixels: Tensor, texts: Tensor, draw: torch.Generator) -> Te
     return _even(eye, bell.expand(len(pixels), -1), texts)
 
 
-def contrast(eye: Eye, pixels: Tensor, texts: Tensor, draw: torch.Generator) -> Tensor:
-    """Standard deviation of the pixels in each patch, root mean square over colours."""
-    h, w = pixels.shape[2] // eye.grid[0], pixels.shape[3] // eye.grid[1]
+def local_contrast(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Standard deviation of the pixels (B, 3, H, W) in each patch, root mean square over colours, (B, n)."""
+    h, w = pixels.shape[2] // grid[0], pixels.shape[3] // grid[1]
     patches = pixels.unfold(2, h, h).unfold(3, w, w).flatten(4)  # (B, 3, rows, columns, h w)
-    return _even(eye, patches.var(4, unbiased=False).mean(1).sqrt().flatten(1), texts)
+    return patches.var(4, unbiased=False).mean(1).sqrt().flatten(1)
+
+
+def contrast(eye: Eye, pixels: Tensor, texts: Tensor, draw: torch.Generator) -> Tensor:
+    """`local_contrast` of the patches."""
+    return _even(eye, local_contrast(pixels, eye.grid), texts)
 
 
 @torch.no_grad()
