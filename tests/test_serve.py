@@ -33,9 +33,11 @@ def wait(condition: Any, seconds: float = 30) -> Any:
 
 
 @pytest.fixture(scope="module")
-def desk() -> Desk:
+def desk() -> Iterator[Desk]:
     model, processor = embedded.load("dual")
-    return Desk(attach(model, ArrCocConfig(), processor))
+    attached = attach(model, ArrCocConfig(), processor)
+    yield Desk(attached)
+    attached.detach()  # gradio goes on holding what its last page was made around
 
 
 @pytest.fixture(scope="module")
