@@ -158,6 +158,28 @@ def test_attention_with_a_graph_is_attention_and_its_gradient_that_of_the_logit(
     assert measured == pytest.approx(float(gradient[0, head, -1, place]), rel=0.05, abs=1e-3)
 
 
+def test_gradient_maps_are_their_papers_formulas_at_the_answering_position(asked: maps.Prompts) -> None:
+    """Written out with loops over blocks and heads, from the attention and its gradient tested above."""
+    one = alone(asked, 1)
+    seen = maps.looked(one, graph=True)
+    token, place = one.first[0], one.where[0]
+    gradients = torch.autograd.grad(seen.logits[0, token], seen.maps, retain_graph=True)
+    relevance = torch.eye(seen.maps[0].shape[-1])
+    for a, da in zip(seen.maps, gradients, strict=True):
+        heads = [(da[0, h] * a[0, h]).clamp(min=0) for h in range(a.shape[1])]
+        relevance = relevance + sum(heads) / len(heads) @ relevance  # type: ignore[operator]
+    torch.testing.assert_close(
+        maps.gradient_attention(one, DRAW)[0], relevance[-1, place].detach(), rtol=1e-4, atol=1e-6
+    )
+    total = torch.zeros(144)
+    for a, state in zip(seen.maps, seen.states, strict=True):
+        logit = one.model.lm_head(one.decoder.norm(state[:, -1]))[0, token]
+        (da,) = torch.autograd.grad(logit, a, retain_graph=True)
+        heads = [da[0, h, -1].clamp(min=0) for h in range(a.shape[1])]
+        total = total + (sum(heads) / len(heads))[place] / len(seen.maps)  # type: ignore[operator]
+    torch.testing.assert_close(maps.layer_gradients(one, DRAW)[0], total, rtol=1e-4, atol=1e-7)
+
+
 def test_maps_that_ignore_the_question_have_no_contrast_and_the_truth_has_all(
     built_in, monkeypatch: pytest.MonkeyPatch
 ) -> None:
