@@ -41,7 +41,11 @@ def attach(model: Any, config: ArrCocConfig | None = None, processor: Any = None
         raise ValueError(f"this {type(model).__name__} has an adapter attached already; detach() it first")
     given, model = model, unwrapped(model)
     kind = kind_of(model)
-    body = (DualEncoderBody if kind == "dual" else GenerativeBody)(model, config.sites)
+    body: DualEncoderBody | GenerativeBody
+    if kind == "dual":
+        body = DualEncoderBody(model, config.sites)
+    else:
+        body = GenerativeBody(model, config.sites, processor)
     learner = make_learner(model, body, config)
     # transformers.pipeline tells what it supports by the name of the class
     named: Any = type(type(model).__name__, (ArrCocModel,), {"__doc__": ArrCocModel.__doc__})

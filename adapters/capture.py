@@ -132,6 +132,7 @@ class Capture:
     def __init__(self, blocks: dict[int, nn.Module], attention: list[nn.Module]) -> None:
         self.listening = False
         self.tokens: dict[int, Tensor] = {}
+        self.embedded: Tensor | None = None  # what a language model is given, where somebody wants that
         self.taps: list[RowTap] = []
         self.hears_texts = False  # see `text_tokens.listen`
         self.text_tap: RowTap | None = None
@@ -170,7 +171,7 @@ class Capture:
     def clear(self) -> None:
         """Stop listening and let go of every activation."""
         self.listening = False
-        self.tokens = {}
+        self.tokens, self.embedded = {}, None
         for tap in self._every_tap():
             tap.rows = tap.result = None
 

@@ -58,6 +58,7 @@ class GenerativeBody:
     Args:
         model: a generative vision-language model.
         sites: blocks of the language model to read; empty for the default (a middle one and the last).
+        processor: whose tokenizer tells a prompt's words of content; or None.
 
     Raises:
         TypeError, ValueError: where no decoder or no visual tokens are found, or a site does not exist.
@@ -65,7 +66,7 @@ class GenerativeBody:
 
     kind = "generative"
 
-    def __init__(self, model: Any, sites: tuple[int, ...]) -> None:
+    def __init__(self, model: Any, sites: tuple[int, ...], processor: Any = None) -> None:
         self.model, self.speaker = model, speaker_of(model)
         self.tower: Tower = find_decoder(model)
         depth, family = len(self.tower.blocks), family_of(model)
@@ -82,7 +83,7 @@ class GenerativeBody:
             self.source = Attended(model, family, self.tower, crossing)
         else:
             self.sites = choose_sites(sites, depth, tuple(sorted({depth // 2, depth - 1})))
-            self.source = InSequence(model, family, self.tower, self.sites)
+            self.source = InSequence(model, family, self.tower, self.sites, processor)
         self.taps = [(p, m) for p, m in crossing if getattr(m, "config", None)] if crossing else self._taps()
         self.site_widths = self.source.widths
         self.context_width = self.site_widths[0]
@@ -262,15 +263,18 @@ class GenerativeBody:
         seen = None
         if now.fresh or isinstance(self.source, Attended):
             asked = {k: _spread_rows(v, batch) for k, v in now.asked.items()}
-            seen = self.source.read(capture, asked, hidden, self._question(asked, hidden, labels))
+            text = self._question(asked, hidden, labels)
+            seen = self.source.read(capture, asked, hidden, text)
         if seen is not None:
-            if self.short is not None:
-                seen = among(seen, self.short)
             shown = seen.mask[seen.mask.any(1)]  # of samples that show a picture
             if bool(shown.all()):
                 seen = replace(seen, grid=grid_of(self.model, now.asked, *shown.shape))
-            if not now.fresh and now.seen is not None:
+            if now.fresh:
+                seen = self.source.matched(seen, capture, asked, text)
+            elif now.seen is not None:
                 seen = replace(seen, words=now.seen.words)  # the question stays what it was
+            if self.short is not None:
+                seen = among(seen, self.short)
             self.now = replace(now, seen=seen, fresh=False)
         elif now.seen is not None and len(now.seen.words) != batch:
             self.now = replace(now, seen=None)
@@ -314,6 +318,7 @@ class GenerativeBody:
             tokens=seen.tokens,
             attention=self._attention(capture.rows(), seen, sample, row),
             context=seen.words[sample],
+            own=None if seen.match is None else seen.match[sample],
             mask=None if whole else mask.clone(),
             state=last[sample, place],
             grid=seen.grid,

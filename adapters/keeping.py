@@ -1,8 +1,6 @@
 """Keep: which visual tokens a prompt's answer needs, said by its question and the language model's first
 blocks."""
 
-import re
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from arr_coc.adapters.grid import grid_of
 from arr_coc.adapters.perceived import Kept
 from arr_coc.adapters.shortening import CACHES
 from arr_coc.adapters.structure import attention_in, is_cross
-from arr_coc.adapters.visual_tokens import InSequence
+from arr_coc.adapters.visual_tokens import InSequence, places
 from arr_coc.relevance.asked import asked
 from arr_coc.relevance.select import budget, select
 
@@ -25,17 +23,6 @@ if TYPE_CHECKING:
 
 Keep = int | float | Sequence[int | float] | Tensor
 HEARD = 1  # the block whose attention says where the question looks, as in FastV (Chen et al., 2024)
-# words that say how is asked, and not what for
-_FUNCTION = """
-    a an the this that these those there here it its is are was were be been being am do does did have has had
-    can could will would shall should may might must what which who whom whose where when why how many
-    much of in on at to from by with without for and or not no nor if as than then so but into onto over under
-    i you he she they we me him her them us my your his their our any some all each every other
-    user assistant system human image picture photo item items object objects thing things kind type sort
-    colour color shape number name please answer question describe tell show say see look
-"""
-FUNCTION_WORDS = frozenset(_FUNCTION.split())
-_means: "weakref.WeakKeyDictionary[nn.Module, Tensor]" = weakref.WeakKeyDictionary()
 
 
 class _Heard(Exception):
@@ -85,7 +72,8 @@ class Keeping:
         self.attached, self.body, self.where = attached, body, where
         self.inputs, self.mix, self.explore = inputs, mix, explore
         self.budgets = _budgets(keep, where.sum(1).tolist())
-        self.content = _content(attached.processor, ids) & ~where
+        self.ids = ids
+        self.content = body.source.words.content(ids) & ~where
         self.kept: Kept | None = None
 
     @property
@@ -109,23 +97,26 @@ class Keeping:
         embedded = first["inputs_embeds"]
         keep = torch.ones_like(self.where)
         tokens, shares, mixes, contexts = [], [], [], []
-        whole = bool((self.where.sum(1) == self.where.sum(1)[0]).all())
-        grid = grid_of(self.attached.model, self.inputs, batch, int(self.where[0].sum())) if whole else None
-        centre = _centre(self.attached.model.get_input_embeddings())
+        place, real = places(self.where)  # (B, N), left-aligned
+        whole = bool(real.all())
+        grid = grid_of(self.attached.model, self.inputs, batch, place.shape[1]) if whole else None
+        seen = embedded.gather(1, place.unsqueeze(2).expand(-1, -1, embedded.shape[2])).float()
+        assert isinstance(self.body.source, InSequence)
+        evidence = self.body.source.words.evidence(self.ids, self.content & there, seen, real, grid)
+        evidence = seen.new_zeros(place.shape) if evidence is None else evidence
+        heard = None if attention is None else attention.gather(1, place)
+        relevance = asked(heard, evidence, real, grid)
         for b in range(batch):
-            place = self.where[b].nonzero().flatten()
-            words = embedded[b, self.content[b] & there[b]].float() - centre
-            seen = embedded[b, place].float()
-            heard = None if attention is None else attention[b, place]
-            relevance = asked(heard, seen, words, grid)
+            mine, one = place[b, real[b]], seen[b, real[b]]
+            share = relevance[b, real[b]]
             said = ~self.where[b] & ~self.content[b] & there[b]
-            context = embedded[b, said].float().mean(0) if bool(said.any()) else seen.mean(0)
+            context = embedded[b, said].float().mean(0) if bool(said.any()) else one.mean(0)
             mix = self._mix(context)
-            chosen = select(seen, None, self.budgets[b], mix, relevance)
-            keep[b, place] = False
-            keep[b, place[chosen]] = True
+            chosen = select(one, None, self.budgets[b], mix, share)
+            keep[b, mine] = False
+            keep[b, mine[chosen]] = True
             tokens.append(chosen)
-            shares.append(relevance)
+            shares.append(share)
             mixes.append(mix)
             contexts.append(context)
         self.kept = Kept(tokens, shares, mixes, torch.stack(contexts).cpu())
@@ -204,28 +195,6 @@ def _budgets(keep: Keep, counts: list[int]) -> list[int]:
             f"{len(counts)} samples"
         )
     return [budget(one, count) for one, count in zip(keep, counts, strict=True)]
-
-
-def _content(processor: Any, ids: Tensor) -> Tensor:
-    """Which positions are words of content, (B, T) bool; none where no tokenizer tells what they are."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if not hasattr(tokenizer, "convert_ids_to_tokens"):
-        return torch.zeros_like(ids, dtype=torch.bool)
-    special = set(getattr(tokenizer, "all_special_ids", ()))
-    known: dict[int, bool] = {}
-    for i in ids.unique().tolist():
-        text = re.sub(
-            r"^(\u0120|\u2581|##)+|</w>$", "", str(tokenizer.convert_ids_to_tokens(i) or "")
-        ).lower()
-        known[i] = i not in special and len(text) > 1 and text.isalpha() and text not in FUNCTION_WORDS
-    return torch.tensor([[known[i] for i in row] for row in ids.tolist()], device=ids.device)
-
-
-def _centre(table: Any) -> Tensor:
-    """Mean of all word embeddings, (d,); the table is frozen, so it is computed once."""
-    if table not in _means:
-        _means[table] = table.weight.detach().float().mean(0)
-    return _means[table].to(table.weight.device)
 
 
 def _every(value: Any, batch: int, each: int) -> Any:

@@ -3,7 +3,7 @@ attends to beside that."""
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.families import Family
+from arr_coc.adapters.question_words import QuestionWords
 from arr_coc.adapters.shortening import Rows
 from arr_coc.adapters.structure import Tower, attention_in, is_cross
 
@@ -30,6 +31,8 @@ class Seen:
         words: (B, d) mean hidden state of the text beside them, or of the tokens where there is no text.
         length: of the sequence that they stand in.
         grid: rows and columns of the tokens, where they stand in one.
+        match: (B, N), how well each of them matches the question's words (see `question_words`); None where
+            there are no such words, or no space that both are in.
         made: see `Percept.made`.
     """
 
@@ -39,6 +42,7 @@ class Seen:
     words: Tensor
     length: int
     grid: tuple[int, int] | None = None
+    match: Tensor | None = None
     made: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -95,12 +99,16 @@ class InSequence:
         family: its table entry.
         tower: the language model's blocks.
         sites: numbers of the blocks that are read.
+        processor: of the model, whose tokenizer tells words; or None.
     """
 
-    def __init__(self, model: Any, family: Family, tower: Tower, sites: tuple[int, ...]) -> None:
+    def __init__(
+        self, model: Any, family: Family, tower: Tower, sites: tuple[int, ...], processor: Any = None
+    ) -> None:
         self.ids = token_ids_of(model.config, family)
         self.family, self.sites = family, sites
-        self.embeddings: Callable[[], nn.Module] = model.get_input_embeddings
+        self.stack: Any = tower.module
+        self.words = QuestionWords(model.get_input_embeddings, processor)
         self.widths = [tower.width] * len(sites)
         if not self.ids and not family.marker and not family.in_front:
             raise TypeError(
@@ -116,7 +124,13 @@ class InSequence:
         return "input_ids == " + " or ".join(map(str, self.ids))
 
     def hook(self, capture: Capture) -> None:
-        """Nothing beyond the sites has to be heard."""
+        """What the language model is given is heard too."""
+        keep = functools.partial(self._keep, capture)
+        capture.add_hook(self.stack.register_forward_pre_hook(keep, with_kwargs=True))
+
+    def _keep(self, capture: Capture, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if capture.listening and capture.embedded is None:  # `keep_tokens` runs the first blocks once more
+            capture.embedded = kwargs.get("inputs_embeds")
 
     def where(self, asked: Mapping[str, Any], length: int) -> Tensor | None:
         """Which positions of the sequence are visual, (B, length) bool; None where it cannot be known."""
@@ -128,7 +142,7 @@ class InSequence:
             found = torch.isin(ids, torch.tensor(self.ids, device=ids.device, dtype=ids.dtype))
         elif self.ids and isinstance(asked.get("inputs_embeds"), Tensor):  # as transformers finds them there
             words = asked["inputs_embeds"]
-            marks = self.embeddings()(torch.tensor(self.ids, device=words.device))
+            marks = self.words.embeddings()(torch.tensor(self.ids, device=words.device))
             found = (words.unsqueeze(2) == marks).all(-1).any(2)
         else:
             return None
@@ -158,6 +172,20 @@ class InSequence:
         return Seen(
             tuple(r[0] for r in rows), rows[0][1], rows[0][2], mean_where(hidden, words), hidden.shape[1]
         )
+
+    def matched(self, seen: Seen, capture: Capture, asked: Mapping[str, Any], text: Tensor | None) -> Seen:
+        """The same with how well each token matches the question's words; `text` as in `read`."""
+        shown, ids = capture.embedded, asked.get("input_ids")
+        fits = isinstance(ids, Tensor) and ids.shape == (len(seen.place), seen.length)
+        if shown is None or not fits or shown.shape[1] != seen.length:
+            return seen
+        assert isinstance(ids, Tensor)
+        words = self.words.content(ids)
+        words = words if text is None else words & text
+        # beams of one sample are given alike
+        shown = shown.repeat_interleave(len(ids) // len(shown), 0)
+        tokens = shown.gather(1, seen.place.unsqueeze(2).expand(-1, -1, shown.shape[2]))
+        return replace(seen, match=self.words.evidence(ids, words, tokens, seen.mask, seen.grid))
 
 
 class Attended:
@@ -250,6 +278,10 @@ class Attended:
         there = everything if mask is None else ~grown(~mask.bool(), states.shape[1], self.family)
         tokens, place, exist = gather(states, where)
         return Seen((tokens,), place, exist, mean_where(states, ~where & there), states.shape[1])
+
+    def matched(self, seen: Seen, capture: Capture, asked: Mapping[str, Any], text: Tensor | None) -> Seen:
+        """The same: no space is known that words and visual tokens are both in."""
+        return seen
 
 
 def crossing_of(model: Any, tower: Tower) -> list[tuple[str, nn.Module]]:

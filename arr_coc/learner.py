@@ -191,7 +191,7 @@ class Learner(nn.Module):
     ) -> Tensor:
         own = None if percept.own is None else percept.own.float()
         gain = self.config.attention_gain
-        gain = float(own is None) if gain is None else gain
+        gain = float(own is None or percept.asked == "sequence") if gain is None else gain
         asked = self.config.unasked_gain if percept.asked == "image" else 1.0
         return log_precision(
             percept.attention.float(),

@@ -51,7 +51,8 @@ class WordStore:
     """What the frozen model makes of n samples with E taught tokens in all.
 
     Args:
-        tokens: per site (n, N, d), float16. context: (n, C). mask: (n, N).
+        tokens: per site (n, N, d), float16. context: (n, C). match: the percepts' own score, (n, N). mask:
+            (n, N).
         start: first entry of each sample, and E, (n + 1,).
         attention: (E, N). state: (E, S). own: (E, V). key: the token taught, (E,).
         classes: every answer that occurs. pieces: its tokens, the end included.
@@ -61,6 +62,7 @@ class WordStore:
 
     tokens: tuple[Tensor, ...]
     context: Tensor
+    match: Tensor
     mask: Tensor
     start: Tensor
     attention: Tensor
@@ -125,6 +127,7 @@ class WordStore:
             tuple(t[sample] for t in self.tokens),
             self.attention[entries],
             self.context[sample],
+            own=self.match[sample],
             state=self.state[entries],
             grid=self.grid,
             asked="sequence",
@@ -194,6 +197,9 @@ def perceive_words(
             rows = {
                 "count": count,
                 "context": seen.percept.context[first],
+                "match": torch.zeros_like(seen.percept.attention[first])
+                if seen.percept.own is None
+                else seen.percept.own[first],
                 "attention": seen.percept.attention,
                 "state": seen.percept.state,
                 "own": seen.output.logits[:, :-1][taught].float(),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tiny
 from arr_coc.adapters import ArrCocModel, attach
-from arr_coc.adapters.keeping import FUNCTION_WORDS
+from arr_coc.adapters.question_words import FUNCTION_WORDS
 from arr_coc.adapters.rows import Bias
 from arr_coc.adapters.shortening import Rows
 from arr_coc.eval.tiny_inputs import example

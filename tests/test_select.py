@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from arr_coc.relevance.asked import SHRINK, asked, word_evidence
@@ -130,34 +131,88 @@ def test_budgets() -> None:
 # -- relevance of a question ---------------------------------------------------------------------------------
 
 
+NONE = torch.empty(0, 4)
+
+
+def matched(tokens: Tensor, words: Tensor) -> Tensor:
+    """m of every word, (N, W), in d x d and not N x N."""
+    unit = normalize(tokens.double(), dim=1)
+    x = unit - unit.mean(0)
+    shrunk = SHRINK * (x @ x.T / len(x)).diagonal().mean()
+    precision = torch.linalg.inv(x.T @ x / len(x) + shrunk * torch.eye(x.shape[1], dtype=torch.float64))
+    match = x @ precision @ normalize(words.double(), dim=1).T
+    return match - match.mean(0)
+
+
 def test_word_evidence_is_a_precision_weighted_match() -> None:
     tokens, _ = drawn(10, 4)
     words = torch.randn(2, 4, generator=torch.Generator().manual_seed(5))
-    unit = normalize(tokens.double(), dim=1)
-    x = unit - unit.mean(0)
-    shrunk = SHRINK * (x @ x.T / 10).diagonal().mean()
-    precision = torch.linalg.inv(x.T @ x / 10 + shrunk * torch.eye(4, dtype=torch.float64))
-    match = x @ precision @ normalize(words.double(), dim=1).T  # (N, W), in d x d and not N x N
-    match = match - match.mean(0)
-    torch.testing.assert_close(word_evidence(tokens, words), (match / match.std(0)).sum(1))
+    match = matched(tokens, words)
+    found = word_evidence(tokens[None].double(), words[None].double(), NONE)
+    torch.testing.assert_close(found[0], (match / match.std(0)).sum(1))
+
+
+def test_a_word_counts_as_far_as_it_tells_more_than_words_that_name_nothing() -> None:
+    tokens, _ = drawn(10, 4)
+    draw = torch.Generator().manual_seed(5)
+    words, plain = torch.randn(2, 4, generator=draw), 0.3 * torch.randn(3, 4, generator=draw)
+    match = matched(tokens, words)
+    chance = matched(tokens, plain).var(0).mean()
+    gains = (1 - chance / match.var(0)).clamp_min(0)
+    assert 0 < float(gains.max()) < 1
+    found = word_evidence(tokens[None].double(), words[None].double(), plain.double())
+    torch.testing.assert_close(found[0], (gains * match / match.std(0)).sum(1))
+    loudest = words[[int(match.var(0).argmax())]]
+    silent = word_evidence(tokens[None].double(), words[None].double(), loudest.double())
+    assert not silent.any()  # nobody tells more than the loudest
+
+
+def test_samples_and_tokens_that_are_not_there_change_nothing() -> None:
+    tokens, _ = drawn(10, 4)
+    draw = torch.Generator().manual_seed(5)
+    words, plain = torch.randn(2, 4, generator=draw), 0.3 * torch.randn(3, 4, generator=draw)
+    alone = word_evidence(tokens[None, :6], words[None, :1], plain)
+    there, said = torch.ones(2, 10, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)
+    there[1, 6:], said[1, 1:] = False, False
+    both = word_evidence(tokens.expand(2, -1, -1), words.expand(2, -1, -1), plain, said, there)
+    torch.testing.assert_close(both[1, :6], alone[0], rtol=1e-4, atol=1e-5)
+    assert not both[1, 6:].any()
+    torch.testing.assert_close(both[0], word_evidence(tokens[None], words[None], plain)[0])
+    relevance = asked(torch.ones(2, 10), both, there)
+    assert not relevance[1, 6:].any()
+    torch.testing.assert_close(relevance[1, :6], asked(torch.ones(1, 6), alone)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_evidence_is_averaged_over_what_stands_around() -> None:
+    tokens = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
+    words = torch.randn(1, 4, generator=torch.Generator().manual_seed(5))
+    match = matched(tokens, words)[:, 0].reshape(3, 3)
+    mean = torch.stack(
+        [match[max(r - 1, 0) : r + 2, max(c - 1, 0) : c + 2].mean() for r in range(3) for c in range(3)]
+    )
+    found = word_evidence(tokens[None].double(), words[None].double(), NONE, grid=(3, 3))
+    torch.testing.assert_close(found[0], (mean - mean.mean()) / mean.std())
 
 
 def test_a_conjunction_is_where_both_words_are_seen() -> None:
     red, circle, other = torch.eye(6)[:3]
-    tokens = torch.stack([red + other, circle + other, red + circle, other, other, other])
-    assert int(asked(None, tokens, torch.stack([red, circle])).argmax()) == 2
-    assert int(asked(None, tokens, red[None]).topk(2).indices.sum()) == 0 + 2
+    tokens = torch.stack([red + other, circle + other, red + circle, other, other, other])[None]
+    none = torch.empty(0, 6)
+    assert int(asked(None, word_evidence(tokens, torch.stack([red, circle])[None], none)).argmax()) == 2
+    one = asked(None, word_evidence(tokens, red[None, None], none))
+    assert int(one[0].topk(2).indices.sum()) == 0 + 2
 
 
 def test_attention_alone_is_itself_where_no_word_is_known() -> None:
-    attention = torch.tensor([0.5, 0.3, 0.2])
-    found = asked(attention, torch.randn(3, 4), torch.empty(0, 4))
-    torch.testing.assert_close(found, (attention.double() + 0.01 / 3) / 1.01)
+    attention = torch.tensor([[0.5, 0.3, 0.2]])
+    nothing = word_evidence(torch.randn(1, 3, 4), torch.empty(1, 0, 4), NONE)
+    assert not nothing.any()
+    torch.testing.assert_close(asked(attention, nothing), (attention.double() + 0.01 / 3) / 1.01)
 
 
 def test_tokens_that_do_not_differ_say_nothing() -> None:
-    same = torch.ones(4, 3)
-    torch.testing.assert_close(asked(None, same, torch.ones(2, 3)), torch.full((4,), 0.25).double())
+    nothing = word_evidence(torch.ones(1, 4, 3), torch.ones(1, 2, 3), torch.ones(1, 3))
+    torch.testing.assert_close(asked(None, nothing), torch.full((1, 4), 0.25).double())
 
 
 # -- the mix, learned ----------------------------------------------------------------------------------------

@@ -1,11 +1,18 @@
-"""Asked: how relevant each visual token is to a question, before a language model has read it.
+"""Asked: how relevant each visual token is to a question's words, before a language model has read them.
 
-    log r_n = log a_n + sum_w z_w(n),   z_w(n) = standardised over n of  e_w' (C + lambda I)^-1 (v_n - v)
+    m_w(n) = e_w' (C + lambda I)^-1 (v_n - v),   less its mean over n
+    z_w(n) = max(0, 1 - tau^2 / s_w^2) m_w(n) / s_w
 
-a is the attention of the question's last position over the tokens, in an early layer; it knows places. The
-sum runs over the question's words of content: each says where something like its embedding e_w is seen, in
-units of how much the tokens v_n of this picture differ along it (C is their covariance: a precision-weighted
-match). Words are joined as evidence is, by a sum of logs, so "red circle" means both.
+Each word of content, e_w, says where something like it is seen, in units of how much the tokens v_n of this
+picture differ along it (C is their covariance: a precision-weighted match). s_w is the standard deviation of
+m_w over the tokens, tau^2 the mean of s^2 over words that name nothing ("the", "what"): what those match is
+chance, so a word counts as far as it tells the tokens apart better than they do (the Wiener filter's gain for
+signal and noise of these variances). Where a model's tokens and words share no space, no word does.
+
+Words are joined as evidence is, by a sum of logs, so "red circle" means both; and so is where the question's
+last position looks in an early layer, which knows places:
+
+    log r_n = log (a_n + floor / N) + sum_w z_w(n)
 
 Both terms are averaged over the tokens around each, where the tokens stand in a grid.
 """
@@ -20,43 +27,74 @@ SHRINK = 4.0  # lambda, in mean eigenvalues of C
 FLOOR = 0.01  # of a, over N: a token that is not attended to may be relevant all the same
 
 
-def word_evidence(tokens: Tensor, words: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-    """sum_w z_w, (N,) in float64; zeros where no word is given.
+def word_evidence(
+    tokens: Tensor,
+    words: Tensor,
+    plain: Tensor,
+    said: Tensor | None = None,
+    there: Tensor | None = None,
+    grid: tuple[int, int] | None = None,
+) -> Tensor:
+    """sum_w z_w, (B, N), of mean 0 over the tokens that there are; zeros where no word is given.
 
     Args:
-        tokens: v, (N, d).
-        words: e, (W, d), less the mean of all words of the vocabulary.
+        tokens: v, (B, N, d).
+        words: e, (B, W, d), less the mean of all words of the vocabulary.
+        plain: words that name nothing, (P, d), less that mean; without any, tau is 0.
+        said: which of the words there are, (B, W) bool; None: all.
+        there: which of the tokens there are, (B, N) bool; None: all.
+        grid: of the tokens, row by row, where all of a sample stand in one.
     """
-    unit = normalize(tokens.double(), dim=1)
-    centred = unit - unit.mean(0)  # (N, d)
-    if not len(words) or len(tokens) < 2:
-        return centred.new_zeros(len(tokens))
-    among = centred @ centred.T / len(centred)  # N x N: fewer than d x d, and the same result
-    level = among.diagonal().mean()
-    among.diagonal().add_(SHRINK * level.clamp_min(torch.finfo(among.dtype).tiny))
-    match = torch.linalg.solve(among, centred @ normalize(words.double(), dim=1).T).T  # (W, N)
-    match = _around(match - match.mean(1, keepdim=True), grid)
-    size = match.std(1, keepdim=True)
-    # a word that no token differs by says nothing
-    return torch.where(size > 1e-12, match / size.clamp_min(1e-12), 0.0).sum(0)
+    there = torch.ones_like(tokens[..., 0], dtype=torch.bool) if there is None else there
+    mask, count = there.unsqueeze(2), there.sum(1)[:, None, None].clamp_min(1)
+
+    def centred(value: Tensor) -> Tensor:  # (B, N, k)
+        return (value - (value * mask).sum(1, keepdim=True) / count) * mask
+
+    x = centred(normalize(tokens, dim=2))
+    among = x @ x.mT / count  # N x N: fewer than d x d, and the same result
+    level = among.diagonal(dim1=1, dim2=2).sum(1) / count.flatten()
+    least = torch.finfo(among.dtype).tiny ** 0.5
+    among.diagonal(dim1=1, dim2=2).add_((SHRINK * level).clamp_min(least).unsqueeze(1))
+    every = torch.cat([plain.to(x).expand(len(x), -1, -1), words.to(x)], 1)
+    match = torch.cholesky_solve(
+        x @ normalize(every, dim=2).mT, torch.linalg.cholesky(among)
+    )  # (B, N, P + W)
+    match = centred(_around(match, grid))
+    variance = match.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)  # (B, 1, P + W)
+    chance, signal = variance.split([len(plain), words.shape[1]], 2)
+    chance = chance.mean(2, keepdim=True) if len(plain) else torch.zeros_like(chance.sum(2, keepdim=True))
+    told = signal > 1e-24  # a word that no token differs by says nothing
+    told = told if said is None else told & said.unsqueeze(1)
+    gain = (1 - chance / signal.clamp_min(1e-24)).clamp_min(0) / signal.clamp_min(1e-24).sqrt()
+    return (match[..., len(plain) :] * torch.where(told, gain, 0.0)).sum(2)
 
 
 def asked(
-    attention: Tensor | None, tokens: Tensor, words: Tensor, grid: tuple[int, int] | None = None
+    attention: Tensor | None,
+    evidence: Tensor,
+    there: Tensor | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> Tensor:
-    """r, (N,) in float64; sums to 1.
+    """r, (B, N) in float64; sums to 1, and is 0 where no token is.
 
     Args:
-        attention: a, (N,), of any sum; None where none can be heard.
-        tokens, words: as in `word_evidence`. grid: of the tokens, row by row.
+        attention: a, (B, N), of any sum; None where none can be heard.
+        evidence: `word_evidence`. there, grid: as there.
     """
-    evidence = word_evidence(tokens, words, grid)
+    score = evidence.double()
+    there = torch.ones_like(score, dtype=torch.bool) if there is None else there
     if attention is not None:
-        count = len(tokens)
-        share = attention.double() / attention.double().sum().clamp_min(torch.finfo(torch.float64).tiny)
-        evidence = evidence + _around((share + FLOOR / count).log()[None], grid)[0]
-    return evidence.softmax(0)
+        share = attention.double().masked_fill(~there, 0.0)
+        share = share / share.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        floor = FLOOR / there.sum(1, keepdim=True).clamp_min(1)
+        score = score + _around((share + floor).log().unsqueeze(2), grid).squeeze(2)
+    return score.masked_fill(~there, -torch.inf).softmax(1)
 
 
 def _around(score: Tensor, grid: tuple[int, int] | None) -> Tensor:
-    return score if grid is None else gather(score, grid, 1)
+    """(B, N, k), each averaged over the tokens around it."""
+    if grid is None or not score.shape[2]:
+        return score
+    flat = gather(score.mT.reshape(-1, score.shape[1]), grid, 1)
+    return flat.reshape(len(score), score.shape[2], -1).mT
