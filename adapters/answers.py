@@ -48,3 +48,10 @@ def new_tokens(written: Tensor, ids: Tensor, family: Family) -> Tensor:
     # the first token is left out: some put another one there
     whole = written.shape[1] >= width and torch.equal(written[:, 1:width], ids[:, 1:width])
     return written[:, width:] if whole else written
+
+
+def token_rows(classes: list[str], vocabulary: int, device: Any = None) -> Tensor:
+    """The row of every token id among the classes, -1 where it was never an answer, (vocabulary,)."""
+    rows = torch.full((vocabulary,), -1, device=device)
+    rows[[int(key) for key in classes]] = torch.arange(len(classes), device=device)
+    return rows

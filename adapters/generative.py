@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from arr_coc.adapters.answers import IGNORE
+from arr_coc.adapters.answers import IGNORE, token_rows
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import finite_inputs, token_ids
 from arr_coc.adapters.families import family_of
@@ -134,7 +134,7 @@ class GenerativeBody:
             sites=read,
             attention=[path for path, _ in self.taps],
             context="mean hidden state of the prompt's text tokens at the first site",
-            own="attention of the answer's position alone: there is no shared space",
+            own=self.source.own,
             tokens=str(self.source),
             notes=none,
         )
@@ -380,13 +380,6 @@ class GenerativeBody:
         sample, place = taught.nonzero(as_tuple=True)
         row = torch.searchsorted(taught.any(0).nonzero().flatten(), place)
         return sample, place - labels.shape[1], row, [str(int(t)) for t in answers[taught]]
-
-
-def token_rows(classes: list[str], vocabulary: int, device: Any = None) -> Tensor:
-    """The row of every token id among the classes, -1 where it was never an answer, (vocabulary,)."""
-    rows = torch.full((vocabulary,), -1, device=device)
-    rows[[int(key) for key in classes]] = torch.arange(len(classes), device=device)
-    return rows
 
 
 def goes_on(inputs: Mapping[str, Any]) -> bool:

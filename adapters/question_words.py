@@ -92,7 +92,7 @@ class QuestionWords:
 
     def _plain_ids(self, count: int) -> list[int]:
         assert self.tokenizer is not None
-        known = getattr(self.tokenizer, "get_vocab", dict)()
+        known: dict[str, int] = getattr(self.tokenizer, "get_vocab", dict)()
         return sorted(i for text, i in known.items() if i < count and _bare(text).lower() in FUNCTION_WORDS)
 
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from arr_coc.adapters.answers import token_rows
 from arr_coc.adapters.checks import label_rows
 from arr_coc.adapters.dual_encoder import DualEncoderBody
-from arr_coc.adapters.generative import GenerativeBody, token_rows
+from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.perceived import Perceived
 from arr_coc.answer import Answer
 from arr_coc.learner import Learner

@@ -123,6 +123,13 @@ class InSequence:
             return "in front of the words"
         return "input_ids == " + " or ".join(map(str, self.ids))
 
+    @property
+    def own(self) -> str:
+        """What the model's own score of its tokens is, for `inspect`."""
+        if self.words.tokenizer is None:
+            return "none: no processor says which words a question has; attention alone"
+        return "match of visual tokens with the question's words of content, as both are given to the blocks"
+
     def hook(self, capture: Capture) -> None:
         """What the language model is given is heard too."""
         keep = functools.partial(self._keep, capture)
@@ -180,7 +187,8 @@ class InSequence:
         if shown is None or not fits or shown.shape[1] != seen.length:
             return seen
         assert isinstance(ids, Tensor)
-        words = self.words.content(ids)
+        visual = torch.zeros_like(ids, dtype=torch.bool).scatter(1, seen.place, seen.mask)
+        words = self.words.content(ids) & ~visual
         words = words if text is None else words & text
         # beams of one sample are given alike
         shown = shown.repeat_interleave(len(ids) // len(shown), 0)
@@ -218,6 +226,7 @@ class Attended:
         beside = "input_ids" in forward and "decoder_input_ids" in forward
         self.reads_text = beside and bool(self.ids or family.appended)
         self.states: Tensor | None = None
+        self.own = "none: there is no space that words and visual tokens share; attention alone"
 
     def __str__(self) -> str:
         if self.reads_text:

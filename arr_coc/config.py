@@ -38,11 +38,11 @@ class ArrCocConfig:
             ("top", which is how rules are compared).
         activation: f of the rungs.
         ladder_gain: W of the rungs starts at random with standard deviation gain / sqrt(fan-in); 0: at zero.
-        attention_gain: weight of log a_n in the log-precision. None: 1 where the model has no score of its
-            own for a context, 0 where it has one (what the image's summary attends to says little about what
-            was asked).
-        own_gain: weight of the model's own patch-text score in the log-precision, for a context that nothing
-            was learned for.
+        attention_gain: weight of log a_n in the log-precision. None: 1 for a generative model, and where a
+            dual encoder has no score of its own for a context; 0 where it has one (what the image's summary
+            attends to says little about what was asked).
+        own_gain: weight of the model's own score of its tokens in the log-precision (see `Percept.own`), for
+            a context that nothing was learned for.
         unasked_gain: what both weights are multiplied with where nothing was asked and the image's own
             embedding is the context; 0 makes relevance even there, before it is spread.
         clamp: |gamma| is kept under this after the mean is subtracted.

@@ -16,8 +16,9 @@ class Percept:
         attention: one row of attention over the tokens, mean over heads and sites, (B, N); rows need not sum
             to 1.
         context: what relevance is asked for, (B, C).
-        own: scaled cosine of the projected tokens with the context, (B, N), or None where no shared space
-            exists.
+        own: how well the model itself finds that each token fits what was asked, (B, N): a dual encoder's
+            scaled cosine of projected tokens and context, a generative model's match of its visual tokens
+            with the question's words (`relevance.asked`); None where no shared space exists.
         mask: which tokens exist, (B, N) bool, or None for all.
         state: further activations that the readout sees (a generative model's hidden state at the answer),
             (B, S).

@@ -11,7 +11,6 @@ from torch import Tensor
 
 import tiny
 from arr_coc.adapters import ArrCocModel, attach
-from arr_coc.adapters.question_words import FUNCTION_WORDS
 from arr_coc.adapters.rows import Bias
 from arr_coc.adapters.shortening import Rows
 from arr_coc.eval.tiny_inputs import example
@@ -337,9 +336,3 @@ def test_rewards_teach_the_mix_and_it_is_saved(attached: ArrCocModel, tmp_path: 
     assert again.kept is not None
     assert attached.kept is not None
     assert again.kept.mixes == attached.kept.mixes
-
-
-def test_function_words_are_words() -> None:
-    assert all(w.isalpha() and w == w.lower() for w in FUNCTION_WORDS)
-    assert {"where", "what", "the"} <= FUNCTION_WORDS
-    assert not {"red", "circle", "left"} & FUNCTION_WORDS
