@@ -45,6 +45,19 @@ _generative: dict[str, dict[str, Any]] = {
 SHAPES = (*_dual, *_generative)
 
 
+class Tokens:
+    """A stand-in for a tokenizer: every second id is a word of content, and the first hundred of the others
+    are function words, so that a question costs what one costs."""
+
+    all_special_ids = ()
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return "circle" if token % 2 else "what"
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"\u2581" * i + "what": 2 * i for i in range(100)}
+
+
 @dataclass(frozen=True)
 class Step:
     """One thing that is done again and again.
@@ -217,7 +230,7 @@ def _scoring(model: Any, batch: int, config: ArrCocConfig | None) -> list[Step]:
 
 def _speaking(model: Any, batch: int, config: ArrCocConfig | None) -> list[Step]:
     asked, given, labels = prompts(model, batch)
-    fitted, fresh, plain, actor = (attach(sharing(model), config) for _ in range(4))
+    fitted, fresh, plain, actor = (attach(sharing(model), config, Tokens()) for _ in range(4))
     for _ in range(4):
         fitted.learn(labels=labels, **given)
     how: dict[str, Any] = {"max_new_tokens": WRITTEN, "min_new_tokens": WRITTEN, "do_sample": False}
