@@ -256,7 +256,9 @@ class ArrCocModel(AdapterSet):
         """
         self._on()
         self._check_plastic()
-        return act(self, inputs, choice)
+        handle = act(self, inputs, choice)
+        self._handles[id(handle)] = handle
+        return handle
 
     @lasting
     def reward(self, handle: Handle, reward: Tensor | float) -> Tensor:
