@@ -347,6 +347,25 @@ def test_a_ctrl_c_is_no_traceback_and_says_how_to_go_on(capsys) -> None:
     assert "stopped after step 3; go on with --resume_from_checkpoint true" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("bug", "kind"),
+    [
+        (lambda: {}["column"], KeyError),
+        (lambda: os.environ["NO_SUCH_VARIABLE"], KeyError),  # raised by a library, in words of its own
+        (lambda: None + 1, TypeError),
+        (lambda: dict([(1, 2, 3)]), ValueError),
+        (lambda: int("many"), ValueError),
+        (lambda: torch.nn.Linear(2, 2, wrong=1), TypeError),
+        (lambda: datasets.Features.from_dict(3), TypeError),
+    ],
+)
+def test_a_bug_in_a_script_keeps_its_traceback(bug, kind: type[Exception], capsys) -> None:
+    """Each was one line without a place: `error: column`."""
+    with pytest.raises(kind):
+        script.ended(lambda argv: bug(), [])
+    assert capsys.readouterr().err == ""
+
+
 def test_garments_are_written_into_a_new_folder_only(tmp_path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(Exception, match="no empty folder"):
