@@ -8,7 +8,7 @@ from torch import Tensor
 from arr_coc.adapters.answers import IGNORE, behind, labels_for, new_tokens
 from arr_coc.adapters.checks import label_rows, rewards
 from arr_coc.adapters.generative import GenerativeBody
-from arr_coc.adapters.perceived import Handle, Perceived
+from arr_coc.adapters.perceived import GONE, Handle, Perceived
 from arr_coc.adapters.writing import generate
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def _remember(
 def reward(attached: "ArrCocModel", handle: Handle, given: Tensor | float) -> Tensor:
     """See `ArrCocModel.reward`; nothing changes before every adapter's part of the action is found."""
     numbers = handle.numbers or {attached.plastic[0]: handle.number}
-    there = {name: number for name, number in numbers.items() if name in attached.adapters}
+    known = attached.adapters
+    there = {name: number for name, number in numbers.items() if name in known and number != GONE}
     learning = [name for name in there if name in attached.plastic]
     if not learning:
         raise KeyError(

@@ -4,6 +4,7 @@ All of them share the model's sites, so that one frozen forward pass serves them
 """
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.in_turn import Answering, InTurn
 from arr_coc.adapters.offloaded import device_of
+from arr_coc.adapters.perceived import GONE, Handle
 from arr_coc.adapters.structure import Inspection, choose_sites
 from arr_coc.adapters.text_tokens import readers, text_width
 from arr_coc.answer import Answer
@@ -93,6 +95,8 @@ class AdapterSet(nn.Module):
         self.learners = Learners([learner])
         self._names = [FIRST]
         self._active, self._plastic = [FIRST], [FIRST]
+        # those that somebody still holds; by identity, for tensors have no equality of their own
+        self._handles: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
 
     # -- which there are -------------------------------------------------------------------------------------
 
@@ -201,13 +205,24 @@ class AdapterSet(nn.Module):
         for names in (self._names, self._active, self._plastic):
             if name in names:
                 names.remove(name)
+        self._gone(name)
 
     def rename(self, old: str, new: str) -> None:
-        """Call an adapter something else. Actions that wait for their reward know it by its old name."""
+        """Call an adapter something else. Actions that wait for their reward follow it."""
         known_names([old], self._names)
         adapter_name(new, [name for name in self._names if name != old])
         for names in (self._names, self._active, self._plastic):
             names[:] = [new if name == old else name for name in names]
+        for handle in self._handles.values():
+            told = {new if name == old else name: number for name, number in handle.numbers.items()}
+            handle.numbers.clear()
+            handle.numbers.update(told)
+
+    def _gone(self, name: str) -> None:
+        """What waited for this adapter's reward does so no longer: its name may be given to another one."""
+        for handle in self._handles.values():
+            if name in handle.numbers:
+                handle.numbers[name] = GONE
 
     @lasting
     def merge(self, names: Sequence[str], into: str) -> None:
@@ -232,6 +247,7 @@ class AdapterSet(nn.Module):
         merge(both, list(parts.values()))
         if into in names:
             self.learners[self._names.index(into)] = both
+            self._gone(into)
         else:
             self._put(into, both)
 

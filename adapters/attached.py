@@ -1,6 +1,7 @@
 """The attached model: it answers, learns, acts and is saved in place of the frozen one. Made by `attach`."""
 
 import contextlib
+import copy
 import inspect as pyinspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -67,6 +68,20 @@ class ArrCocModel(AdapterSet):
 
     def _get_name(self) -> str:
         return ArrCocModel.__name__
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raises: TypeError. A pickle would hold the hooks and the code of one release."""
+        raise TypeError(
+            f"a {type(self.model).__name__} with an adapter attached cannot be pickled (as torch.save does): "
+            "save_pretrained(folder) writes what was learned, ArrCocModel.from_pretrained(model, folder) "
+            "attaches it again, and the model itself is what detach() gives back"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ArrCocModel":
+        """An attached model of its own; `copy.deepcopy` would ask for what `pickle` does."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -256,7 +271,9 @@ class ArrCocModel(AdapterSet):
         """
         self._on()
         self._check_plastic()
-        return act(self, inputs, choice)
+        handle = act(self, inputs, choice)
+        self._handles[id(handle)] = handle
+        return handle
 
     @lasting
     def reward(self, handle: Handle, reward: Tensor | float) -> Tensor:

@@ -44,6 +44,9 @@ class Kept:
     contexts: Tensor
 
 
+GONE = -1  # no action has this number
+
+
 @dataclass(frozen=True)
 class Handle:
     """An action that waits for its reward.
@@ -51,7 +54,8 @@ class Handle:
     Args:
         number: of the action, for `ArrCocModel.reward`.
         choice: the chosen candidate rows, (B,), or the generated ids, (B, T).
-        numbers: of the action, for each adapter that remembers it, by name; `number` is the first of them.
+        numbers: of the action, for each adapter that remembers it, by name; `number` is the first of them. A
+            handle follows when one is renamed, and says GONE of one that was deleted.
         kept: what was kept of the visual tokens, where some were dropped.
     """
 

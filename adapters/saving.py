@@ -243,7 +243,8 @@ def read(folder: Path) -> Saved:
 
     Raises:
         FileNotFoundError: if one of its files is missing.
-        ValueError: if a file is damaged or not what was written, or a tensor holds NaN or infinity.
+        ValueError: if a file is damaged or not what was written, a tensor holds NaN or infinity, or the
+            config asks for other sizes than the state has.
     """
     header = read_header(folder)
     read_files = {}
@@ -265,4 +266,5 @@ def read(folder: Path) -> Saved:
     for name, tensor in read_files[STATE].items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"the saved tensor {name} holds NaN or infinity")
+    state.check_sizes(header.config, read_files[STATE])
     return Saved(header, read_files[STATE], read_files[BASE])

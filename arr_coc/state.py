@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
 from arr_coc.pending import Eligibility
 
@@ -90,6 +91,35 @@ def meta(learner: Learner) -> dict[str, Any]:
         "pending": waiting,
         "next_action": learner.pending.next,
     }
+
+
+def check_sizes(config: ArrCocConfig, saved: dict[str, Tensor]) -> None:
+    """Whether a saved state has the sizes that its config says, before a learner of these sizes is made.
+
+    Raises:
+        ValueError: if it has not; says what both have.
+    """
+
+    def has(name: str) -> int:
+        return saved[name].shape[0] if name in saved and saved[name].dim() else 0
+
+    rung = has("ladder.bias_0")
+    # sites that are wider than a rung are projected to it; without a projection their width is its own
+    sites = [t.shape[-1] for name, t in saved.items() if name.startswith("ladder.project_") and t.dim() == 2]
+    sites += [rung] if len(sites) < sum(name.startswith("ladder.bias_") for name in saved) else []
+    wanted = {
+        "width": (min(config.width, *sites) if sites else config.width, rung),
+        "expansion": (config.expansion * (config.reads == "all"), has("ladder.expand_bias")),
+    }
+    if config.predict_gain is not None:
+        side = 2 * config.predict_radius + 1
+        wanted["predict_radius"] = (side * side, has("predictor.transitions"))
+    for name, (size, found) in wanted.items():
+        if size != found:
+            raise ValueError(
+                f"the config says {name}={getattr(config, name)}, which needs tensors of {size} rows; those of "
+                f"the saved state have {found}"
+            )
 
 
 def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import torch
 import tiny
 from arr_coc import ArrCocModel, attach, state
 from arr_coc.adapters import card, saving
-from sets import CONTEXT, SMALL, batches, same, states, taught, three
+from sets import CONTEXT, FIXED, SMALL, batches, same, states, taught, three
 
 # -- who answers ---------------------------------------------------------------------------------------------
 
@@ -146,9 +146,46 @@ def test_an_action_is_rewarded_to_all_who_took_it_and_still_learn() -> None:
     with pytest.raises(KeyError, match="rewarded already"):  # not even to the one that did not learn then
         attached.reward(late, 1.0)
     attached.delete_adapter("c")
-    attached.rename("b", "d")
-    with pytest.raises(KeyError, match="taken with b, c, and none of them learns now: plastic are d"):
+    attached.set_plastic(["a"])
+    with pytest.raises(KeyError, match="taken with b, c, and none of them learns now: plastic are a"):
         attached.reward(lost, 1.0)
+    attached.detach()
+
+
+def test_an_action_that_waits_follows_a_renamed_adapter() -> None:
+    """Once the name it was taken under was looked for, and its reward was lost, or went to another one."""
+    attached, inputs = three(), {k: v for k, v in batches(1)[0].items() if k != "labels"}
+    attached.set_plastic(["b", "c"])
+    handle = attached.act(**inputs)
+    number = handle.numbers["b"]
+    attached.rename("b", "d")
+    attached.add_adapter("b")
+    attached.set_plastic(["b"])
+    other = attached.act(**inputs)  # the new b's first action has the same number
+    assert other.numbers == {"b": number}
+    attached.set_plastic(["b", "c", "d"])
+    assert len(attached.reward(handle, 1.0)) == 4
+    assert [int(t["step"]) for t in states(attached).values()] == [0, 4, 4, 0]  # a, d, c, b
+    attached.reward(other, 1.0)
+    assert [int(t["step"]) for t in states(attached).values()] == [0, 4, 4, 4]
+    attached.detach()
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_an_action_does_not_wait_for_what_took_its_adapters_place(merged: bool) -> None:
+    attached, inputs = three(FIXED), {k: v for k, v in batches(1)[0].items() if k != "labels"}
+    attached.set_plastic(["b"])
+    handle = attached.act(**inputs)
+    if merged:
+        attached.merge(["a", "b"], "b")
+    else:
+        attached.delete_adapter("b")
+        attached.add_adapter("b")
+        attached.set_plastic(["b"])
+    attached.act(**inputs)  # has the same number
+    with pytest.raises(KeyError, match="taken with b, and none of them learns now"):
+        attached.reward(handle, 1.0)
+    assert attached.adapter("b").pending.groups.keys() == {0}
     attached.detach()
 
 

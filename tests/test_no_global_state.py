@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import io
+import pickle
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -282,6 +284,19 @@ def test_a_copy_cannot_be_attached_to_twice_either() -> None:
             attach(again, SMALL)
     attach(twin.detach(), SMALL).detach()
     attached.detach()
+
+
+@pytest.mark.parametrize("kind", ["clip", "llava"])
+def test_an_attached_model_is_not_pickled_and_says_how_it_is_saved(kind: str) -> None:
+    """Pickle once failed to look up the model's own class in this package."""
+    attached = attach(made(kind), SMALL)
+    for what in (attached, attached.model):  # whose hooks are the attached model's
+        for save in (lambda one: torch.save(one, io.BytesIO()), pickle.dumps):
+            with pytest.raises(TypeError, match=r"save_pretrained\(folder\) writes what was learned"):
+                save(what)
+    bare = io.BytesIO()
+    torch.save(attached.detach(), bare)
+    assert bare.tell() > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -169,6 +169,32 @@ def test_fields_of_the_adapter_are_checked_by_name_and_version(saved) -> None:
     refused(saved, "did you mean 'hebbian'")
 
 
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, reads="top"), replace(SMALL, predict_gain=1.0)])
+@pytest.mark.parametrize("make", [tiny.dual, tiny.generative])
+@pytest.mark.parametrize("huge", [{"width": 10**12}, {"expansion": 10**12}, {"predict_radius": 10**12}])
+def test_a_size_that_the_state_has_not_is_refused_before_anything_is_allocated(
+    config, make, huge, tmp_path, monkeypatch
+) -> None:
+    """It was the allocator's RuntimeError, or a TypeError about a long long."""
+    attached = attach(make(), config)
+    folder = attached.save_pretrained(tmp_path / "adapter")
+    attached.detach()
+    ArrCocModel.from_pretrained(make(), folder).detach()
+    said = json.loads((folder / CONFIG).read_text())["adapter"]
+    change(folder, adapter={**said, **huge})
+    (name,) = huge
+    unused = {"expansion": config.reads == "top", "predict_radius": config.predict_gain is None}
+    if unused.get(name, False):  # then it has no size
+        ArrCocModel.from_pretrained(make(), folder).detach()
+        return
+
+    def made(*_, **__) -> None:
+        raise AssertionError("a learner was made")
+
+    monkeypatch.setattr("arr_coc.adapters.adapter_set.Learner", made)
+    refused(folder, f"{name}=1000000000000, which needs tensors of", make())
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from accelerate import PartialState
 from typer.testing import CliRunner
 
 from arr_coc import ArrCocConfig, ArrCocModel, state
@@ -49,7 +50,9 @@ def test_a_dual_encoder_learns_from_a_config_and_its_adapter_is_saved(tmp_path, 
     assert again.learner.config.width == 32
 
 
-@pytest.mark.parametrize("name", ["learn_dual_encoder", "learn_streaming", "learn_answers"])
+@pytest.mark.parametrize(
+    "name", ["learn_dual_encoder", "learn_streaming", "learn_answers", "cifar100_ten_steps"]
+)
 def test_of_several_processes_the_first_alone_says_what_is_read(
     name: str, tmp_path, monkeypatch, capsys
 ) -> None:
@@ -59,8 +62,11 @@ def test_of_several_processes_the_first_alone_says_what_is_read(
         raise InterruptedError
 
     monkeypatch.setattr(module(name), "ArrCocTrainer", enough)
-    said = ["--n_test", "5", "--output_dir", str(tmp_path), *SMALL]
-    said += ["--samples" if name == "learn_streaming" else "--n_train", "20"]
+    if name == "cifar100_ten_steps":
+        said = [*cifar(tmp_path / "data"), "--output_dir", str(tmp_path)]
+    else:
+        said = ["--n_test", "5", "--output_dir", str(tmp_path), *SMALL]
+        said += ["--samples" if name == "learn_streaming" else "--n_train", "20"]
     for rank in (0, 1):
         monkeypatch.setattr(script.OnlineArguments, "process_index", rank)
         with pytest.raises(InterruptedError):
@@ -151,6 +157,18 @@ def test_told_right_or_wrong_it_learns_and_goes_on_after_a_ctrl_c(tmp_path, caps
     assert len(judged) == 20
     saved = ArrCocModel.from_pretrained(embedded.load("dual")[0], tmp_path / "stopped")
     assert int(saved.learner.step) == 400
+
+
+def test_of_several_that_are_rewarded_the_first_alone_speaks_and_saves(tmp_path, monkeypatch, capsys) -> None:
+    """Every one of them printed all of it, and they saved into one folder at once."""
+    sizes = ["--n_train", "40", "--n_test", "10", "--adapter", '{"width": 32, "expansion": 64}']
+    for first in (False, True):
+        monkeypatch.setattr(PartialState, "is_main_process", first)
+        folder = tmp_path / str(first)
+        learn_from_rewards.run([*sizes, "--output_dir", str(folder)])
+        said = capsys.readouterr()
+        assert ("sites" in said.out, "mean reward" in said.out, "acting" in said.err) == (first,) * 3
+        assert bool(said.out) == folder.exists() == first
 
 
 def cifar(folder: Path) -> list[str]:
@@ -327,6 +345,25 @@ def test_a_ctrl_c_is_no_traceback_and_says_how_to_go_on(capsys) -> None:
         script.ended(interrupted, [])
     assert end.value.code == 130
     assert "stopped after step 3; go on with --resume_from_checkpoint true" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("bug", "kind"),
+    [
+        (lambda: {}["column"], KeyError),
+        (lambda: os.environ["NO_SUCH_VARIABLE"], KeyError),  # raised by a library, in words of its own
+        (lambda: None + 1, TypeError),
+        (lambda: dict([(1, 2, 3)]), ValueError),
+        (lambda: int("many"), ValueError),
+        (lambda: torch.nn.Linear(2, 2, wrong=1), TypeError),
+        (lambda: datasets.Features.from_dict(3), TypeError),
+    ],
+)
+def test_a_bug_in_a_script_keeps_its_traceback(bug, kind: type[Exception], capsys) -> None:
+    """Each was one line without a place: `error: column`."""
+    with pytest.raises(kind):
+        script.ended(lambda argv: bug(), [])
+    assert capsys.readouterr().err == ""
 
 
 def test_garments_are_written_into_a_new_folder_only(tmp_path) -> None:

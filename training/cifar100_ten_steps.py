@@ -86,7 +86,8 @@ def run(argv: Sequence[str]) -> None:
 
     # -- model -----------------------------------------------------------------------------------------------
     attached, processor = chosen.load("dual")
-    print(attached.inspect())
+    if args.process_index == 0:
+        print(attached.inspect())
     texts = [chosen.prompt.format(name) for name in names]
     collate = ChoiceCollator(processor, attached, texts, chosen.image, chosen.label)
 

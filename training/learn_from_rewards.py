@@ -5,15 +5,18 @@
 
 The loop is written out: `act` chooses and remembers what a reward will need, `reward` tells how good that
 was, later and in any order. Put your own judge where `judge` stands. Ctrl-C saves, and
---resume_from_checkpoint true goes on.
+--resume_from_checkpoint true goes on. It is written for one process: of several, each would do the same, and
+the first alone speaks and saves.
 """
 
+import functools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -49,6 +52,7 @@ def judge(choice: Tensor, labels: Tensor) -> Tensor:
 def run(argv: Sequence[str]) -> None:
     """The whole of it."""
     (chosen,) = script.parse((Arguments,), argv)
+    first = PartialState().is_main_process
 
     # -- data ------------------------------------------------------------------------------------------------
     made = {"seed": chosen.seed, "order": chosen.order, "n_train": chosen.n_train, "n_test": chosen.n_test}
@@ -61,7 +65,8 @@ def run(argv: Sequence[str]) -> None:
     if (saved := script.resumed(chosen)) is not None:
         folder = chosen.output_dir if saved is True else str(saved)
         attached = ArrCocModel.from_pretrained(attached.detach(), Path(folder), processor)
-    print(attached.inspect())
+    if first:
+        print(attached.inspect())
     collate = ChoiceCollator(processor, attached, stream.classes, context=asked)
     before = choice_accuracy(attached, collate, held_out)
 
@@ -69,7 +74,8 @@ def run(argv: Sequence[str]) -> None:
     waiting: deque[tuple[Any, Tensor]] = deque()
     done, heard = int(attached.learner.step) // chosen.batch, 0.0
     stopping = Interruption()
-    with stopping.watch(), tqdm(stream.batches(), total=len(stream), desc="acting") as steps:
+    bar = functools.partial(tqdm, total=len(stream), disable=not first)
+    with stopping.watch(), bar(stream.batches(), desc="acting") as steps:
         for number, samples in enumerate(steps):
             if number < done:
                 continue
@@ -87,12 +93,14 @@ def run(argv: Sequence[str]) -> None:
     after = choice_accuracy(attached, collate, held_out)
 
     # -- result ----------------------------------------------------------------------------------------------
-    attached.save_pretrained(Path(chosen.output_dir))
+    if first:
+        attached.save_pretrained(Path(chosen.output_dir))
     if stopping.asked:
         raise KeyboardInterrupt(f"stopped after step {number + 1}; the adapter is in {chosen.output_dir}")
-    met = max(len(stream) - done, 1)
-    print(f"accuracy on {len(held_out)} held-out samples: {before:.3f} before, {after:.3f} after")
-    print(f"mean reward on the way: {heard / met:.3f}; the adapter is in {chosen.output_dir}")
+    if first:
+        met = max(len(stream) - done, 1)
+        print(f"accuracy on {len(held_out)} held-out samples: {before:.3f} before, {after:.3f} after")
+        print(f"mean reward on the way: {heard / met:.3f}; the adapter is in {chosen.output_dir}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ arr-coc train config.yaml --seed 1                                      # its ke
 """
 
 import difflib
+import dis
 import importlib
 import json
 import re
@@ -176,6 +177,7 @@ def ended(run: Callable[[Sequence[str]], None], argv: Sequence[str] | None = Non
 
     Raises:
         SystemExit: 2 where something was given wrongly, 130 after a Ctrl-C.
+        Exception: any other, as it was raised; it is a bug, and its traceback says where.
     """
     try:
         run(sys.argv[1:] if argv is None else argv)
@@ -183,9 +185,31 @@ def ended(run: Callable[[Sequence[str]], None], argv: Sequence[str] | None = Non
         print(f"{stop or 'stopped'}; go on with --resume_from_checkpoint true", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
+        if not told(error):
+            raise
         said = error.args[0] if isinstance(error, KeyError) else error
         print(f"error: {said}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def told(error: Exception) -> bool:
+    """Whether an error is somebody's word on what was given, and no bug.
+
+    A ValueError is where a `raise` made it; a TypeError or a KeyError where that stands in arr-coc, for
+    libraries raise those at their callers' bugs. What the interpreter raises at an operation (a key that a
+    dict lacks, a list that cannot be unpacked) never is. The system's and import's errors always are.
+    """
+    if isinstance(error, OSError | ImportError):
+        return True
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    if at is None:
+        return False
+    code = at.tb_frame.f_code.co_code[at.tb_lasti : at.tb_lasti + 1]  # a compiled extension's is empty
+    raised = bool(code) and dis.opname[code[0]] == "RAISE_VARARGS"
+    own = str(at.tb_frame.f_globals.get("__name__", "")).startswith("arr_coc.")
+    return raised and (own or isinstance(error, ValueError))
 
 
 def launch(config: str | Path, argv: Sequence[str] = ()) -> None:
