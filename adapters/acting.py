@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from arr_coc import sources
 from arr_coc.adapters.answers import IGNORE, behind, labels_for, new_tokens
 from arr_coc.adapters.checks import label_rows, rewards
 from arr_coc.adapters.generative import GenerativeBody
@@ -69,7 +70,9 @@ def _remember(
     return choice, numbers
 
 
-def reward(attached: "ArrCocModel", handle: Handle, given: Tensor | float) -> Tensor:
+def reward(
+    attached: "ArrCocModel", handle: Handle, given: Tensor | float, source: str | None = None
+) -> Tensor:
     """See `ArrCocModel.reward`; nothing changes before every adapter's part of the action is found."""
     numbers = handle.numbers or {attached.plastic[0]: handle.number}
     known = attached.adapters
@@ -81,13 +84,16 @@ def reward(attached: "ArrCocModel", handle: Handle, given: Tensor | float) -> Te
             f"plastic are {', '.join(attached.plastic)}"
         )
     waiting = {name: attached.adapter(name).pending.get(number) for name, number in there.items()}
+    for name in learning:
+        sources.check(attached.adapter(name), source)
     r = rewards(given, len(waiting[learning[0]]))
     deltas = []
     for name in learning:
         groups = waiting[name]
         each = torch.cat([r[i].expand(len(group)) for i, group in enumerate(groups)])
         with torch.no_grad():
-            deltas.append(attached.adapter(name).reward([e for group in groups for e in group], each))
+            left = [e for group in groups for e in group]
+            deltas.append(attached.adapter(name).reward(left, each, source))
     if handle.kept is not None and len(r) == len(handle.kept.mixes):
         learner = attached.adapter(learning[0])
         for context, mix, value in zip(handle.kept.contexts, handle.kept.mixes, r.tolist(), strict=True):

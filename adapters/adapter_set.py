@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from arr_coc.answer import Answer
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
 from arr_coc.merge import check, merge
+from arr_coc.sources import unknown
 
 FIRST = "default"
 
@@ -280,6 +282,34 @@ class AdapterSet(nn.Module):
                     ) from error
                 raise
         return answers[self._plastic[0]]
+
+    @property
+    def sources(self) -> dict[str, dict[str, int]]:
+        """By adapter that keeps sums by source: the sources, and how many samples (of a generative model,
+        taught tokens) each has taught."""
+        kept = {name: self.adapter(name).sources for name in self._names}
+        return {name: sources.known for name, sources in kept.items() if sources is not None}
+
+    @lasting
+    def forget(self, source: str) -> dict[str, int]:
+        """Take back all that a source has taught, exactly: the readout of every adapter that has learned from
+        it is then that of one which never met its samples, given phi as it was (see `arr_coc.sources`).
+
+        What labels and rewards have made of U, W, b and the own gains, what is usual among contexts and the
+        error modules' predictions stay: they are no sums.
+
+        Returns:
+            By adapter, how many samples (or taught tokens) were taken back.
+
+        Raises:
+            ValueError: for a source that no adapter has learned from; those that there are are named.
+        """
+        mine = [name for name, known in self.sources.items() if source in known]
+        if not mine and self.sources:
+            raise ValueError(unknown(source, list(dict.fromkeys(chain(*self.sources.values())))))
+        if not mine:
+            self.learner.forget(source)  # which says that no adapter keeps any
+        return {name: self.adapter(name).forget(source) for name in mine}
 
     # -- saving and loading ----------------------------------------------------------------------------------
 

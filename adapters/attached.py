@@ -223,13 +223,15 @@ class ArrCocModel(AdapterSet):
         return perceive(self, context_ids, context_attention_mask, labels, inputs)
 
     @lasting
-    def learn(self, labels: Tensor, **inputs: Any) -> Answer:
+    def learn(self, labels: Tensor, *, source: Any = None, **inputs: Any) -> Answer:
         """One online step: one frozen forward pass and a local update of every plastic adapter. Returns the
         first one's answer from before the step.
 
         Args:
             labels: dual encoder: (B,), each sample's row among the candidate texts; generative: (B, T) token
                 ids, -100 where nothing is taught.
+            source: a text: who says so; what a source taught can be taken back (`forget`). Needs
+                sources=True in the config of every plastic adapter.
             inputs: the model's own, plus `context_ids` and `context_attention_mask` for a dual encoder.
 
         Raises:
@@ -237,7 +239,7 @@ class ArrCocModel(AdapterSet):
         """
         self._on()
         self._check_plastic()
-        return teach(self, labels, inputs).answer
+        return teach(self, labels, inputs, source).answer
 
     @lasting
     def point_out(
@@ -276,8 +278,11 @@ class ArrCocModel(AdapterSet):
         return handle
 
     @lasting
-    def reward(self, handle: Handle, reward: Tensor | float) -> Tensor:
+    def reward(self, handle: Handle, reward: Tensor | float, source: str | None = None) -> Tensor:
         """Tell how good an action was, r in [0, 1] per sample, once; may come late and out of order.
+
+        Args:
+            source: who says so, as in `learn`.
 
         Returns:
             The reward prediction errors r - q_s of the first plastic adapter, one per answer (dual) or per
@@ -288,7 +293,7 @@ class ArrCocModel(AdapterSet):
                 `config.pending` newer ones were waiting.
         """
         self._check_plastic()
-        return give(self, handle, reward)
+        return give(self, handle, reward, source)
 
     @alone
     def predict(

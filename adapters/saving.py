@@ -7,6 +7,7 @@ The first adapter of a set lies in the folder itself, each further one in a subf
 saved form of its own. `arr_coc_base` holds a sample of the weights that the adapter was made on.
 """
 
+import ctypes
 import difflib
 import hashlib
 import json
@@ -149,16 +150,30 @@ def _swap(new: Path, folder: Path, old: Path) -> None:
         new.rename(folder)
         return
     earlier = _earlier(folder)
-    folder.rename(old)
-    try:
-        new.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
+    if _exchanged(new, folder):
+        new.rename(old)
+    else:
+        folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
     for gone in earlier:
         for file in FILES:
             (old / gone / file).unlink(missing_ok=True)
     _keep(old, folder)
+
+
+def _exchanged(one: Path, two: Path) -> bool:
+    """Whether two folders have changed places in one step, so that a process which is killed leaves no moment
+    without either; False where the system cannot (it is Linux's renameat2)."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(here, os.fsencode(one.absolute()), here, os.fsencode(two.absolute()), exchange) == 0
 
 
 def _earlier(folder: Path) -> list[str]:

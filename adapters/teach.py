@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from arr_coc import sources
 from arr_coc.adapters.answers import token_rows
 from arr_coc.adapters.checks import label_rows
 from arr_coc.adapters.dual_encoder import DualEncoderBody
@@ -33,8 +34,12 @@ class Lesson:
     labels: Tensor
 
 
-def teach(attached: "ArrCocModel", labels: Tensor, inputs: dict[str, Any]) -> Lesson:
+def teach(
+    attached: "ArrCocModel", labels: Tensor, inputs: dict[str, Any], source: str | None = None
+) -> Lesson:
     """One frozen forward pass and a local update; `ArrCocModel.learn` says the rest."""
+    for name in attached.plastic:
+        sources.check(attached.adapter(name), source)
     body = attached.body
     if isinstance(body, DualEncoderBody):
         body.check(inputs)
@@ -49,7 +54,7 @@ def teach(attached: "ArrCocModel", labels: Tensor, inputs: dict[str, Any]) -> Le
         taught, text = seen.keys, seen.text
 
     def step(learner: Learner) -> Answer:
-        answer = learner.learn(seen.percept, taught)
+        answer = learner.learn(seen.percept, taught, source)
         learner.read_on(text)
         return answer
 

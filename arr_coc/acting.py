@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from arr_coc import sources
 from arr_coc.neuromodulator import max_boltzmann, reward_prediction_error
 from arr_coc.pending import Eligibility, left_by
 from arr_coc.percept import Percept
@@ -29,6 +30,8 @@ def act(
     """
     answer = learner.answer(percept)
     rows = learner.readout.rows(keys, grow=True)
+    if learner.sources is not None:
+        learner.sources.touch(rows)
     values = torch.nn.functional.pad(answer.values, (0, len(learner.classes) - answer.values.shape[1]))
     if choice is None:
         hoped = values[:, rows.to(values.device)]
@@ -54,12 +57,15 @@ def act(
     return choice, left
 
 
-def reward(learner: "Learner", eligibility: list[Eligibility], reward: Tensor) -> Tensor:
+def reward(
+    learner: "Learner", eligibility: list[Eligibility], reward: Tensor, source: str | None = None
+) -> Tensor:
     """Three factors: reward prediction error x the eligibility that the action left; returns delta (B,).
 
     Raises:
         FloatingPointError: if an update would not be finite; then nothing has changed.
     """
+    sources.check(learner, source)
     if not eligibility:
         return torch.zeros(0, dtype=torch.float64)
     config = learner.config
@@ -83,8 +89,8 @@ def reward(learner: "Learner", eligibility: list[Eligibility], reward: Tensor) -
     rows = torch.tensor([e.row for e in eligibility])
     learner.readout.meet(rows, torch.arange(1, len(rows) + 1) + int(learner.step))
     if config.readout == "precision":
-        learner.readout.learn_outcomes(torch.stack([e.phi for e in eligibility]), rows, reward)
-        learner.scenes.learn(torch.stack([e.scene for e in eligibility]))
+        phi, scene = (torch.stack([getattr(e, what) for e in eligibility]) for what in ("phi", "scene"))
+        sources.count(learner, phi, scene, rows, source, outcomes=reward)
     learner.step += len(rows)
     return delta
 

@@ -46,6 +46,11 @@ class AnswerErrors(nn.Module):
         least = square.min(1).values / len(scale)
         return (0.5 * (least - self.log_precision.mean())).reshape(shape)
 
+    def keep(self, rows: Tensor) -> None:
+        """Leave only the rows of these classes, (K,) ascending."""
+        rows = rows[rows < len(self.mean)]  # a class that was only acted on may have none
+        self.mean, self.class_count = self.mean[rows], self.class_count[rows]
+
     def learn(self, x: Tensor, rows: Tensor, classes: int, eta: float) -> None:
         """One sample after another: drives (B, W) with their classes' rows, (B,), of `classes` in all."""
         grown = classes - len(self.mean)

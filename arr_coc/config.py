@@ -100,6 +100,8 @@ class ArrCocConfig:
             later; 1: all weigh the same, in any order. For concepts that drift.
         transport: samples after which what a precision readout has counted is carried along to where U, W and
             b have moved phi (see `transport`); 0: never.
+        sources: keep the readout's sums by source too, so that `forget(source)` takes back exactly what one
+            taught (see `sources`); each costs a (D, D) matrix and a row per class it taught.
         evidence: what a sample weighs in the readout's statistics: 1 ("uniform"), or, where relevance is
             learned, how concentrated it was, 1 - H(r) / log N: what was read off the whole scene says little.
         error_module: whether predictions and precisions of the rungs are learned (they give the surprise).
@@ -167,6 +169,7 @@ class ArrCocConfig:
     ridge: float = 1.0
     forgetting: float = 1.0
     transport: int = 0
+    sources: bool = False
     evidence: str = "relevance"
     error_module: bool = True
     eta_error: float = 0.01
@@ -228,6 +231,15 @@ class ArrCocConfig:
                 f"transport={self.transport!r} looks at a sample twice, and with predict_gain or "
                 "temporal_gain it is another one at each moment: None is needed for both"
             )
+        if not isinstance(self.sources, bool):
+            raise ValueError(f"sources={self.sources!r}: True or False is needed")
+        needs = {"readout": "precision", "forgetting": 1, "transport": 0}
+        for name, needed in needs.items() if self.sources else ():
+            if getattr(self, name) != needed:
+                raise ValueError(
+                    f"sources=True with {name}={getattr(self, name)!r}: what one source has added can only "
+                    f"be taken back with {name}={needed!r}"
+                )
         if self.own_gain > MOST:
             raise ValueError(f"own_gain={self.own_gain!r}: the own gain is kept between 0 and {MOST:g}")
         if not 0 <= self.lateral < 2:

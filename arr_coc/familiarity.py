@@ -123,6 +123,22 @@ class Familiarity(nn.Module):
         self.leverage.copy_(torch.stack([count.sum(), both, pooled, total.sum(), samples.sum()]))
 
 
+def moments(leverage: Tensor) -> Tensor:
+    """What adds up of `Familiarity.leverage`: count, sum i^2 and its first two moments, weight, samples,
+    (6,)."""
+    count, mean, square, total, samples = leverage.tolist()
+    w = squares(count)
+    return leverage.new_tensor([count, w, w * mean, w * (square + mean * mean), total, samples])
+
+
+def leverage_of(moments: Tensor) -> Tensor:
+    """The inverse, of sums of moments, (5,)."""
+    count, w, first, second, total, samples = moments.tolist()
+    mean = first / max(w, 1)
+    square = max(second / max(w, 1) - mean * mean, 0.0)
+    return moments.new_tensor([count, mean, square, total, samples])
+
+
 def squares(n: Any) -> Any:
     """1 + 4 + ... + n^2, for a number or a tensor."""
     return n * (n + 1) * (2 * n + 1) / 6

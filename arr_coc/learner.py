@@ -38,6 +38,7 @@ from arr_coc.relevance import (
 )
 from arr_coc.rules import Updates, make_rule
 from arr_coc.sequence import SequenceErrors, Text, make_sequence
+from arr_coc.sources import Sources, check, count, forget
 from arr_coc.teaching import teach
 from arr_coc.transport import Transport
 
@@ -92,6 +93,8 @@ class Learner(nn.Module):
         if config.transport and config.readout == "precision":
             moved = (self.ladder.weights(), self.relevance_weight, self.own_gain.weight)
             self.transport = Transport(config.transport, *moved, self.ladder.phi_width)
+        kept = config.sources  # sums by source, to be taken back
+        self.sources = Sources(self.ladder.phi_width, self.scenes.width) if kept else None
         self.generator = torch.Generator().manual_seed(config.seed)
         self.pending = Pending(config.pending)
 
@@ -242,15 +245,20 @@ class Learner(nn.Module):
     # -- learning --------------------------------------------------------------------------------------------
 
     @exact
-    def learn(self, percept: Percept, keys: list[str]) -> Answer:
+    def learn(self, percept: Percept, keys: list[str], source: str | None = None) -> Answer:
         """One online step towards the labels `keys` (one per sample); returns the answer from before the
         step.
 
+        Args:
+            source: who says so, with `config.sources`; what a source taught can be taken back (`forget`).
+
         Raises:
+            ValueError: for another number of labels, or a source that cannot be one.
             FloatingPointError: if the rule asks for an update that is not finite; then nothing has changed.
         """
         if len(keys) != percept.batch:
             raise ValueError(f"{len(keys)} labels were given for a batch of {percept.batch}")
+        check(self, source)
         answer = self.answer(percept)
         classes, met = len(self.classes), self.readout.last_met.clone()
         rows = self.readout.rows(keys, grow=True).to(answer.values.device)
@@ -269,13 +277,17 @@ class Learner(nn.Module):
             self.readout.last_met = met
             raise
         if self.config.readout == "precision":
-            self.readout.learn(answer.climb.phi, rows, weights)
-            self.scenes.learn(answer.scene)
+            count(self, answer.climb.phi, answer.scene, rows, source, weights)
         if self.answers is not None:
             self.answers.learn(answer.climb.drives[-1], rows, len(self.classes), self.config.eta_error)
         self._pass(percept, answer)
         self._settle_down(answer, percept.batch)
         return answer
+
+    @exact
+    def forget(self, source: str) -> int:
+        """Take back all that a source has taught the readout; returns its samples; see `sources.forget`."""
+        return forget(self, source)
 
     def read_on(self, text: Text | None) -> None:
         """What followed what in these texts; nothing where texts are not read."""
@@ -356,9 +368,9 @@ class Learner(nn.Module):
         return acting.act(self, percept, keys, choice)
 
     @exact
-    def reward(self, eligibility: list[Eligibility], reward: Tensor) -> Tensor:
+    def reward(self, eligibility: list[Eligibility], reward: Tensor, source: str | None = None) -> Tensor:
         """Learn from how good actions were; the reward prediction errors, (B,); see `acting.reward`."""
-        return acting.reward(self, eligibility, reward)
+        return acting.reward(self, eligibility, reward, source)
 
     def _move(self, updates: Updates) -> None:
         """Take a step along the updates of W and b, of what the rule keeps, and of a delta readout."""

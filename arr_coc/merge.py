@@ -97,6 +97,8 @@ def merge(into: Learner, parts: Sequence[Learner]) -> None:
         rows, met = into.readout.rows(part.classes), part.readout.last_met
         into.readout.meet(rows, torch.where(met > 0, met + before, met))  # as if they had come in turn
         into.scenes.merge(part.scenes)
+        if into.sources is not None and part.sources is not None:
+            into.sources.merge(part.sources, rows)
         into.context_key.merge(part.context_key)
         into.mixture.merge(part.mixture)
         share = int(part.step) / max(total, 1)

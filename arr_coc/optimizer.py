@@ -51,6 +51,18 @@ class Optimizer:
             tensor.add_(direction.to(tensor), alpha=eta)
         self.consolidation.settle(name, tensor, before, direction, eta)
 
+    def keep(self, names: list[str], rows: Tensor) -> None:
+        """Leave only these rows, (K,) ascending, of what is kept of the tensors of these names."""
+        for name in names:
+            if name in self.moments:
+                first, second = self.moments[name]
+                some = rows[rows < len(first)].to(first.device)
+                self.moments[name] = (first[some], second[some])
+            for part, tensor in self.consolidation.kept.get(name, {}).items():
+                if part != "count":
+                    some = rows[rows < len(tensor)].to(tensor.device)
+                    self.consolidation.kept[name][part] = tensor[some]
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Both moments by name."""
         named = {f"{name}.first": m[0] for name, m in self.moments.items()}

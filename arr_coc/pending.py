@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class Eligibility:
             found[f"weight_{level}"] = torch.outer(delta * gate, z)
             found[f"bias_{level}"] = delta * gate
         return found
+
+    def at(self, row: int) -> "Eligibility":
+        """The same for a readout in which its answer has another row."""
+        return replace(self, row=row)
 
     def finite(self) -> bool:
         """Whether nothing in it is NaN or infinite."""

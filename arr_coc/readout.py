@@ -82,6 +82,12 @@ class PrecisionReadout(nn.Module):
         for name in ("cross", "weight", "class_count", "last_met"):
             setattr(self, name, getattr(self, name)[:classes])
 
+    def keep(self, rows: Tensor) -> None:
+        """Leave only these rows, (K,) ascending; those rewarded on their own are for the caller to set."""
+        self.classes = [self.classes[row] for row in rows.tolist()]
+        for name in ("cross", "weight", "class_count", "last_met"):
+            setattr(self, name, getattr(self, name)[rows])
+
     def meet(self, rows: Tensor, clock: Tensor) -> None:
         """Note when these classes were met: the numbers (B,) of their samples, from 1."""
         at = self.last_met.device

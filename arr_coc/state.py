@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from arr_coc.config import ArrCocConfig
 from arr_coc.learner import Learner
 from arr_coc.pending import Eligibility
+from arr_coc.sources import Sources
 
 PER_CLASS = {
     "readout.cross",
@@ -29,6 +30,11 @@ _PARTIAL = {
 _CONTEXTS = {"context_key.met"}  # one row per text
 _KINDS = {"mixture.kinds", "mixture.log_weight", "mixture.used"}  # one row per kind of question
 _MOMENT = {"predictor.belief", "predictor.features"}  # one row per token of the last frame
+_SOURCES = {  # where their first number stands: names, entries per class, entries per rewarded row
+    **dict.fromkeys((f"sources.{name}" for name in Sources.per_pair), "sources.pairs"),
+    **dict.fromkeys((f"sources.{name}" for name in Sources.per_partial), "sources.partial_pairs"),
+}
+_PER_SOURCE = {f"sources.{name}" for name in Sources.per_source}
 _PENDING = ("phi", "scene", "context", "direction", "gates", "states")
 
 
@@ -39,6 +45,7 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "transport.": learner.transport,
         "sequence.": learner.sequence,
         "answers.": learner.answers,
+        "sources.": learner.sources,
     }
     return {
         "": learner,
@@ -85,12 +92,15 @@ def meta(learner: Learner) -> dict[str, Any]:
         {"action": n, "groups": [[[e.row, e.predicted, e.asked, e.own] for e in group] for group in groups]}
         for n, groups in learner.pending.groups.items()
     ]
-    return {
+    about = {
         "classes": list(learner.classes),
         "optimizer_steps": dict(learner.optimizer.steps),
         "pending": waiting,
         "next_action": learner.pending.next,
     }
+    if learner.sources is not None:
+        about["sources"] = {"names": list(learner.sources.names), "gone": learner.rule.gone}
+    return about
 
 
 def check_sizes(config: ArrCocConfig, saved: dict[str, Tensor]) -> None:
@@ -133,13 +143,18 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         classes, steps = list(about["classes"]), dict(about["optimizer_steps"])
         groups_of = {int(w["action"]): w["groups"] for w in about["pending"]}
         following = int(about["next_action"])
+        by_source: dict[str, Any] = {"names": [], "gone": 0} if learner.sources is None else about["sources"]
+        sources, gone = list(by_source["names"]), int(by_source["gone"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the saved state's description is damaged: {error!r}") from error
-    unknown = sorted(about.keys() - {"classes", "optimizer_steps", "pending", "next_action"})
+    known = {"classes", "optimizer_steps", "pending", "next_action"}
+    unknown = sorted(about.keys() - (known | ({"sources"} if learner.sources is not None else set())))
     if unknown:
         raise ValueError(f"the saved state's description has more than is known: {', '.join(unknown)}")
     if not all(isinstance(key, str) for key in classes) or len(set(classes)) < len(classes):
         raise ValueError(f"the saved classes are {classes}; texts are needed, none of them twice")
+    if not all(isinstance(name, str) for name in sources) or len(set(sources)) < len(sources):
+        raise ValueError(f"the saved sources are {sources}; texts are needed, none of them twice")
     if following < max(groups_of, default=-1) + 1:
         raise ValueError(f"the saved next action is {following}, which is not behind those that wait")
     apart = ("optimizer.", "pending.", "rule.", "consolidation.")
@@ -173,11 +188,19 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
             shape[0] = len(saved["predictor.belief"])
         if name in _PARTIAL:
             shape[0] = len(saved["readout.partial_rows"])
+        if name in _PER_SOURCE:
+            shape[0] = len(sources)
+        if name in _SOURCES:
+            shape[0] = len(saved[_SOURCES[name]])
         if list(given.shape) != shape or given.dtype != tensor.dtype:
             raise ValueError(
                 f"the saved {name} is {given.dtype} of shape {tuple(given.shape)}; "
                 f"this learner needs {tensor.dtype} of shape {tuple(shape)}"
             )
+    for name in ("sources.pairs", "sources.partial_pairs") if learner.sources is not None else ():
+        least, most = torch.zeros(2), torch.tensor([len(sources), len(classes)])
+        if not bool(((saved[name].cpu() >= least) & (saved[name].cpu() < most)).all()):
+            raise ValueError(f"the saved {name} points beyond {len(sources)} sources, {len(classes)} classes")
     if int(saved["step"]) < 0:
         raise ValueError(f"the saved step is {int(saved['step'])}; a number of samples is needed")
     for name, rule_shape in kept.items():
@@ -203,6 +226,9 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         for name in owner.state_names:  # type: ignore[union-attr]
             setattr(owner, name, saved[prefix + name].to(owner.get_buffer(name).device, copy=True))
     learner.readout.classes = classes
+    learner.rule.gone = gone
+    if learner.sources is not None:
+        learner.sources.names = sources
     like = learner.ladder.weight(0)
     learner.rule.state = {k.removeprefix("rule."): saved[k].to(like, copy=True) for k in kept}
     moments = {

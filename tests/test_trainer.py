@@ -7,7 +7,7 @@ import signal
 import datasets
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 import tiny
@@ -17,6 +17,7 @@ from training_data import (
     BODIES,
     SMALL,
     Crash,
+    Noisy,
     arguments,
     dual_collate,
     learned,
@@ -87,20 +88,6 @@ def test_evaluation_measures_and_never_learns(tmp_path, body: str) -> None:
         assert predicted.predictions.shape == (11, labels.shape[1], 60)
     assert measured["eval_loss"] == pytest.approx(float(expected), rel=1e-4)
     assert predicted.metrics["test_loss"] == pytest.approx(float(expected), rel=1e-4)
-
-
-class Noisy(Dataset):
-    """A picture is never quite the same twice: what is random in the data must come back too."""
-
-    def __init__(self, count: int) -> None:
-        self.samples = pictures(count)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> dict:
-        sample = self.samples[index]
-        return {**sample, "pixel_values": sample["pixel_values"] + 0.1 * torch.randn(3, 32, 32)}
 
 
 class Flow(IterableDataset):

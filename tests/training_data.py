@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 import tiny
@@ -24,6 +25,20 @@ def pictures(count: int, seed: int = 3) -> list[dict[str, Any]]:
         pixels[label % 3] += 1.0 + label // 3
         samples.append({"pixel_values": pixels, "labels": label, "id": index})
     return samples
+
+
+class Noisy(Dataset):
+    """A picture is never quite the same twice: what is random in the data must come back too."""
+
+    def __init__(self, count: int) -> None:
+        self.samples = pictures(count)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.samples[index]
+        return {**sample, "pixel_values": sample["pixel_values"] + 0.1 * torch.randn(3, 32, 32)}
 
 
 def dual_collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -66,7 +81,11 @@ def arguments(out, **changes) -> TrainingArguments:
 
 def trainer(out, body="dual", data=None, callbacks=None, **changes) -> ArrCocTrainer:
     make, collate = BODIES[body]
-    own = {k: changes.pop(k) for k in ("finetune", "eval_dataset", "compute_metrics") if k in changes}
+    own = {
+        k: changes.pop(k)
+        for k in ("finetune", "eval_dataset", "compute_metrics", "save_minutes")
+        if k in changes
+    }
     data = pictures(30) if data is None else data
     return ArrCocTrainer(
         make(), arguments(out, **changes), collate, data, adapter=SMALL, callbacks=callbacks, **own

@@ -45,6 +45,18 @@ def refuse(args: Any) -> None:
             raise ValueError(f"TrainingArguments.{name} does not fit ArrCocTrainer: {why}")
 
 
+def bounds(merge_steps: int | None, save_minutes: float | None) -> None:
+    """Check how often is merged and saved.
+
+    Raises:
+        ValueError: for what is no number of steps or minutes.
+    """
+    if merge_steps is not None and merge_steps < 1:
+        raise ValueError(f"merge_steps={merge_steps}: a whole number of at least 1 is needed")
+    if save_minutes is not None and not 0 < save_minutes < float("inf"):
+        raise ValueError(f"save_minutes={save_minutes}: a finite number above 0 is needed")
+
+
 @contextlib.contextmanager
 def special_tokens(model: Any) -> Iterator[Callable[[], None]]:
     """Yields a function that gives a model its special tokens back, and calls it at the end: the Trainer sets

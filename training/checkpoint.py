@@ -1,15 +1,18 @@
 """What a training needs besides the adapter to go on exactly: safetensors and JSON, no pickle."""
 
+import contextlib
 import json
 import logging
 import random
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
@@ -123,6 +126,32 @@ def read_adapters(folder: Path, attached: ArrCocModel) -> dict[str, saving.Saved
         if there != replace(attached.adapter(name).config, sites=there.sites):
             raise ValueError(f"{folder} holds {name!r} with another config; attach with the one it has")
     return saved
+
+
+@contextlib.contextmanager
+def whole_or_gone(folder: Path) -> Iterator[None]:
+    """Inside, a checkpoint is written, and is not complete before its end, if there was one of that step
+    before; if that fails (a full disk, say), none of it is left, and the ones before stay as they are.
+
+    Raises:
+        OSError: where a file could not be written, whoever wrote it.
+    """
+    (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        if not complete(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, SafetensorError):
+            raise OSError(f"{folder} could not be written: {error}") from error
+        raise
+
+
+def tidy(folder: Path) -> None:
+    """Remove the scratch folders that a process which was killed while it saved has left in a training's
+    folder."""
+    for path in folder.glob(f".{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def last_complete(folder: str | Path) -> Path:

@@ -26,7 +26,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from arr_coc import state
-from arr_coc.familiarity import squares
+from arr_coc.familiarity import leverage_of, moments
 from arr_coc.learner import Learner
 
 _SUMS = ("readout.cross", "readout.class_count", "readout.familiarity.gram", "scenes.gram")
@@ -73,7 +73,7 @@ def gain(learner: Learner, base: Base) -> Gain:
     now, before = state.tensors(learner), _grown(base.tensors, len(learner.classes))
     n = int(now["step"] - before["step"])
     sums = {name: now[name] - before[name] for name in _SUMS}
-    sums |= {name: _moments(now[name]) - _moments(before[name]) for name in _LEVERAGE}
+    sums |= {name: moments(now[name]) - moments(before[name]) for name in _LEVERAGE}
     contexts = int(now[_COUNT] - before[_COUNT])
     # (rho I + sum c c') is what adds; nothing has to be inverted where no context was met
     spread = now[_INVERSE] * 0 if not contexts else now[_INVERSE].inverse() - before[_INVERSE].inverse()
@@ -122,7 +122,7 @@ def _write(
     for name in _SUMS:
         after[name] = before[name] + total[name]
     for name in _LEVERAGE:
-        after[name] = _leverage(_moments(before[name]) + total[name])
+        after[name] = leverage_of(moments(before[name]) + total[name])
     after[_COUNT] = before[_COUNT] + total[_COUNT]
     if int(total[_COUNT]):
         after[_INVERSE] = (before[_INVERSE].inverse() + total[_INVERSE]).inverse()
@@ -171,20 +171,6 @@ def _spread(tensor: Tensor, name: str, rows: Tensor, classes: int) -> Tensor:
         return tensor
     there = tensor.new_zeros(classes, *tensor.shape[1:])
     return there.index_copy(0, rows.to(tensor.device), tensor)
-
-
-def _moments(leverage: Tensor) -> Tensor:
-    """What adds up of count, mean, variance, total weight, samples: count, sum i^2, its first two moments."""
-    count, mean, square, total, samples = leverage.tolist()
-    w = squares(count)
-    return leverage.new_tensor([count, w, w * mean, w * (square + mean * mean), total, samples])
-
-
-def _leverage(moments: Tensor) -> Tensor:
-    count, w, first, second, total, samples = moments.tolist()
-    mean = first / max(w, 1)
-    square = max(second / max(w, 1) - mean * mean, 0.0)
-    return moments.new_tensor([count, mean, square, total, samples])
 
 
 # -- between processes ---------------------------------------------------------------------------------------
@@ -243,6 +229,8 @@ class Merging:
                     "forgetting weighs a sample by how many came after it, which no rank knows: set it to 1, "
                     "or learn in one process"
                 )
+            if any(one.sources is not None for one in learners):
+                raise ValueError("sources are kept by one process: set sources=False, or learn in one")
             if any(one.transport is not None for one in learners):
                 raise ValueError("transport follows one process's phi: set it to 0, or learn in one process")
             if any(one.in_time.on for one in learners):

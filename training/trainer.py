@@ -19,6 +19,7 @@ processes, mixed precision) it does here too. What is different:
 
 import inspect
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from arr_coc import state
 from arr_coc.adapters.attach import ArrCocModel, attach
@@ -36,7 +37,7 @@ from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.teach import fused_scores, own_scores, teach
 from arr_coc.config import ArrCocConfig
 from arr_coc.training import checkpoint, sharding
-from arr_coc.training.arguments import kept, refuse, special_tokens
+from arr_coc.training.arguments import bounds, kept, refuse, special_tokens
 from arr_coc.training.between import Between
 from arr_coc.training.distributed import Merging
 from arr_coc.training.feeding import Feed, feed
@@ -58,6 +59,7 @@ class ArrCocTrainer(Trainer):
             gradient step (`args.optim`, `args.learning_rate`) on the model's own loss after every local
             update. None: no tensor of the backbone ever requires a gradient.
         merge_steps: in several processes, merge this often besides.
+        save_minutes: save a checkpoint whenever the last one is this old, whatever `save_strategy` says.
 
     Raises:
         ValueError, TypeError: for a model that cannot be attached to, and for arguments that have no meaning
@@ -72,16 +74,14 @@ class ArrCocTrainer(Trainer):
         adapter: ArrCocConfig | None = None,
         finetune: str | None = None,
         merge_steps: int | None = None,
+        save_minutes: float | None = None,
         **named: Any,
     ) -> None:
         if named.get("model_init") is not None:
-            raise ValueError(
-                "model_init makes a model per trial; attach and train each in a loop of your own"
-            )
+            raise ValueError("model_init makes a model per trial; attach and train each in your own loop")
         if isinstance(model, ArrCocModel) and adapter is not None:
             raise ValueError("the model has an adapter already: its config is fixed; give a bare model")
-        if merge_steps is not None and merge_steps < 1:
-            raise ValueError(f"merge_steps={merge_steps}: a whole number of at least 1 is needed")
+        bounds(merge_steps, save_minutes)
         refuse(args)
         sharding.check(model)
         own = not isinstance(model, ArrCocModel)
@@ -110,7 +110,7 @@ class ArrCocTrainer(Trainer):
         self._resume: str | None = None
         self._generators_at: str | None = None
         self._interruption, self._stopping = Interruption(), False
-        self.add_callback(Between(self))
+        self.add_callback(Between(self, save_minutes))
 
     # -- setting up ------------------------------------------------------------------------------------------
 
@@ -323,7 +323,9 @@ class ArrCocTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **named: Any) -> None:
         self.merge()
-        super()._save_checkpoint(*args, **named)
+        folder = Path(self._get_output_dir(None)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with checkpoint.whole_or_gone(folder) if self.args.should_save else nullcontext():
+            super()._save_checkpoint(*args, **named)
         if self._stopping:
             logger.warning(
                 "stopped after step %d, which is saved in %s; go on with train(resume_from_checkpoint=True)",
@@ -355,8 +357,7 @@ class ArrCocTrainer(Trainer):
         self.publishing.save(Path(checkpoint_folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        saved = checkpoint.read_adapters(folder, self.attached)
+        saved = checkpoint.read_adapters(folder := Path(resume_from_checkpoint), self.attached)
         self.tuned.load(folder)
         for name, one in saved.items():
             state.load(self.attached.adapter(name), one.tensors, one.header.about)
@@ -371,8 +372,8 @@ class ArrCocTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.tuned:
-            states = {name: owner.state_dict() for name, owner in self._owners().items()}
-            checkpoint.save_nested(Path(output_dir) / "optimizer", states)
+            owners = self._owners().items()
+            checkpoint.save_nested(Path(output_dir) / "optimizer", {n: o.state_dict() for n, o in owners})
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if self.tuned and checkpoint_folder is not None:
@@ -387,8 +388,8 @@ class ArrCocTrainer(Trainer):
         """It lies with the optimizer."""
 
     def _save_rng_state(self, output_dir: str) -> None:
-        name = checkpoint.random_file(self.args.process_index, self.args.world_size)
-        checkpoint.save_random(Path(output_dir) / name)
+        mine = checkpoint.random_file(self.args.process_index, self.args.world_size)
+        checkpoint.save_random(Path(output_dir, mine))
 
     def _load_rng_state(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is None or checkpoint_folder == self._generators_at:

@@ -117,6 +117,7 @@ class Rule:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.state: dict[str, Tensor] = {}
+        self.gone = 0  # classes that were taken back: no later one gets the row that one of those had drawn
 
     @property
     def ledger(self) -> Ledger:
@@ -142,7 +143,9 @@ class Rule:
                 continue
             met = 0 if have is None else len(have)
             if have is None or met < shape[0]:
-                rows = [self.start(name, shape[1:], self.draw(name, k)) for k in range(met, shape[0])]
+                rows = [
+                    self.start(name, shape[1:], self.draw(name, k + self.gone)) for k in range(met, shape[0])
+                ]
                 new = torch.stack(rows).to(like) if rows else like.new_zeros(shape)
                 self.state[name] = new if have is None else torch.cat([have, new])
 
@@ -150,6 +153,13 @@ class Rule:
         """Drop the rows of classes from this number on."""
         for name in self.state.keys() & set(self.per_class):
             self.state[name] = self.state[name][:classes]
+
+    def keep(self, rows: Tensor, classes: int) -> None:
+        """Leave only the rows of these classes, (K,) ascending, of so many."""
+        self.gone += classes - len(rows)
+        for name in self.state.keys() & set(self.per_class):
+            tensor = self.state[name]
+            self.state[name] = tensor[rows[rows < len(tensor)].to(tensor.device)]
 
     def draw(self, *what: Any) -> torch.Generator:
         """A generator for what these words and numbers name, the same in every process."""
