@@ -140,8 +140,10 @@ def raw_pixels(batch: Batch) -> Tensor:
     return (batch.pixels - 0.5) * (4 / batch.pixels.shape[1] ** 0.5)
 
 
-def random_relu(inner: Features, width: int = 2000, seed: int = 0) -> Features:
-    """relu(x M), M drawn once from the normal distribution: (B, width) (RanPAC, McDonnell et al. 2023)."""
+def random_projection(
+    inner: Features, width: int, seed: int, activation: Callable[[Tensor], Tensor]
+) -> Features:
+    """f(x M), M drawn once from the normal distribution: (B, width)."""
     drawn: list[Tensor] = []
 
     def lifted(batch: Batch) -> Tensor:
@@ -149,15 +151,20 @@ def random_relu(inner: Features, width: int = 2000, seed: int = 0) -> Features:
         if not drawn:
             draw = torch.Generator().manual_seed(seed)
             drawn.append(torch.randn(x.shape[1], width, generator=draw))
-        return (x @ drawn[0]).relu()
+        return activation(x @ drawn[0])
 
     return lifted
+
+
+def random_relu(inner: Features, width: int = 2000, seed: int = 0) -> Features:
+    """relu(x M), (B, width) (RanPAC, McDonnell et al. 2023)."""
+    return random_projection(inner, width, seed, torch.relu)
 
 
 # -- heads ---------------------------------------------------------------------------------------------------
 
 
-class _Classes:
+class Classes:
     """Rows for class texts, in the order in which they are met."""
 
     def __init__(self) -> None:
@@ -180,7 +187,7 @@ class NearestMean(Method):
     """score_k = -|x - mu_k|^2, mu_k the mean of the class's features so far."""
 
     def __init__(self, features: Features) -> None:
-        self.features, self.classes = features, _Classes()
+        self.features, self.classes = features, Classes()
         self.total: Tensor | None = None  # (C, D)
         self.count = torch.zeros(0, dtype=torch.float64)
 
@@ -236,6 +243,8 @@ class Ridge(Method):
         features: x.
         penalties: candidates for rho; one of them is simply used.
         relevance: what is reported as relevance, if anything, (B, N).
+        chunk: samples whose statistics are added at once.
+        bias: whether phi ends with the 1.
     """
 
     def __init__(
@@ -244,10 +253,11 @@ class Ridge(Method):
         penalties: tuple[float, ...] = PENALTIES,
         relevance: Features | None = None,
         chunk: int = 256,
+        bias: bool = True,
     ) -> None:
-        self.features, self.penalties, self.chunk = features, penalties, chunk
+        self.features, self.penalties, self.chunk, self.bias = features, penalties, chunk, bias
         self.shown = relevance
-        self.classes = _Classes()
+        self.classes = Classes()
         self.gram: Tensor | None = None  # (2, D, D): learned from, held back
         self.cross = torch.zeros(0)  # (2, D, C)
         self.weight: Tensor | None = None
@@ -257,7 +267,7 @@ class Ridge(Method):
 
     def _phi(self, batch: Batch) -> Tensor:
         x = self.features(batch).double()
-        return torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        return torch.cat([x, torch.ones_like(x[:, :1])], 1) if self.bias else x
 
     def observe(self, batch: Batch) -> None:
         self._waiting.append((self._phi(batch), self.classes.rows(batch.labels)))
