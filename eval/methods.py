@@ -9,10 +9,9 @@ from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods_features as features
 from arr_coc.eval.methods_consolidation import ROWS as CONSOLIDATION
 from arr_coc.eval.methods_features import Method
-from arr_coc.eval.methods_lora import Lora, LoraWords
 from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded, Sparse
 from arr_coc.eval.methods_rivals import BOTH, RIVALS, pooled
-from arr_coc.eval.percepts_words import WordStore
+from arr_coc.eval.methods_strategies import HEADS, LORAS, lora
 from arr_coc.eval.spec import Setup, Spec
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -95,15 +94,7 @@ def _pixels_relu(setup: Setup) -> Method:
     return features.Ridge(features.random_relu(seen, 2000, setup.seed))
 
 
-def _lora(setup: Setup) -> Method:
-    if setup.model is None:
-        raise ValueError("LoRA learns inside the model: a setup without the model cannot make it")
-    learns = {"rate": setup.settings.get("rate", 1e-3), "seed": setup.seed}
-    if isinstance(setup.store, WordStore):
-        return LoraWords(setup.model, setup.processor, **learns)
-    return Lora(setup.model, setup.store.texts, setup.store.classes, **learns)
-
-
+ON_REQUEST = ("ablation", "reward", "inside")  # roles that are run only when they are asked for
 METHODS: dict[str, Spec] = {
     "zero-shot": Spec(
         lambda s: features.ZeroShot(), "the frozen model", bodies=BOTH, order_free=True, configured=False
@@ -133,10 +124,11 @@ METHODS: dict[str, Spec] = {
         role="reward",
     ),
     "lora": Spec(
-        _lora,
+        lora(),
         "PEFT LoRA r=8 on q, v + AdamW, one pass; the context said inside the texts",
         bodies=BOTH,
         configured=False,
+        inside=True,
         grid=tuple({"rate": r} for r in (1e-4, 3e-4, 1e-3, 3e-3)),
     ),
     "backprop": Spec(
@@ -224,7 +216,7 @@ METHODS: dict[str, Spec] = {
     "random-tower": Spec(_plugin, "arr-coc on a random tower of the same shape", "control", "random"),
 }
 
-METHODS |= RIVALS
+METHODS |= RIVALS | HEADS | LORAS
 
 # what each mechanism is worth: the plugin with one thing changed
 ABLATIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -279,5 +271,5 @@ def spec(name: str) -> Spec:
 def sensible(body: str, contexts: bool, mask: bool) -> list[str]:
     """The methods that have a place on such a stream: its kind of model, and what its samples bring."""
     has = {"contexts": contexts, "mask": mask}
-    wanted = {n: s for n, s in METHODS.items() if s.role not in ("ablation", "reward") and body in s.bodies}
+    wanted = {n: s for n, s in METHODS.items() if s.role not in ON_REQUEST and body in s.bodies}
     return [n for n, s in wanted.items() if all(has[x] for x in s.needs)]

@@ -4,13 +4,13 @@ Features are functions of a `Batch`; heads are what is learned on top of them. N
 so each of these equals its joint solution in any order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from arr_coc.eval.percepts import Batch, Store
+from arr_coc.eval.percepts import Batch, Store, TextBook
 
 Features = Callable[[Batch], Tensor]
 
@@ -29,17 +29,23 @@ class Method:
     go.
 
     `final_only` methods see all data at once and are examined at the end alone; `needs_images` methods get
-    `Batch.images`.
+    `Batch.images`; `told_boundaries` says that it goes by `experience_over`, which most never hear of.
+    `stored_samples` is how many samples it keeps to learn from again.
     """
 
     final_only = False
     needs_images = False
+    told_boundaries = False
+    stored_samples = 0
 
     def observe(self, batch: Batch) -> None:
         raise NotImplementedError
 
     def answer(self, batch: Batch, texts: list[str]) -> Answered:
         raise NotImplementedError
+
+    def experience_over(self) -> None:
+        """An experience is over: the boundary that a task-free learner does without."""
 
     def finish(self) -> None:
         """All samples have been observed (for the methods that solve everything at once)."""
@@ -340,7 +346,7 @@ class ZeroShot(Method):
     def answer(self, batch: Batch, texts: list[str]) -> Answered:
         if not self.joined:
             return Answered(batch.own_logits(texts))
-        return Answered(joined_logits(batch, batch.image, texts))
+        return Answered(joined_logits(batch.texts, batch.contexts, batch.image, texts))
 
     def state_bytes(self) -> int:
         return 0
@@ -355,13 +361,12 @@ def join(context: str | None, text: str) -> str:
     return f"{head}{mark}{context} {tail}" if mark else f"{context} {text}"
 
 
-def joined_logits(batch: Batch, image: Tensor, texts: list[str]) -> Tensor:
-    """s image . text(join(context, text)), (B, len(texts)), for image embeddings (B, P)."""
+def joined_logits(book: TextBook, contexts: Sequence[str | None], image: Tensor, texts: list[str]) -> Tensor:
+    """s image . text(join(context, text)), (B, len(texts)), for images (B, P) and their contexts."""
     if not texts:
         return image.new_zeros(len(image), 0)
     scores = image.new_zeros(len(image), len(texts))
-    for context in dict.fromkeys(batch.contexts):
-        rows = torch.tensor([c == context for c in batch.contexts])
-        said = batch.texts([join(context, t) for t in texts])
-        scores[rows] = batch.texts.scale * image[rows] @ said.T
+    for context in dict.fromkeys(contexts):
+        rows = torch.tensor([c == context for c in contexts])
+        scores[rows] = book.scale * image[rows] @ book([join(context, t) for t in texts]).T
     return scores

@@ -38,7 +38,8 @@ class Spec:
     Args:
         make: a fresh method.
         about: what it is, for a table's legend.
-        role: "method", "control", "bound", or "reward" or "ablation" (run only when they are asked for).
+        role: "method", "control", "bound", or "reward", "ablation" or "inside" (run only when they are asked
+            for; "inside" are the further methods that train inside the model, and slow).
         tower: whose percepts it reads: "model" or "random".
         grid: settings to choose from on another seed; empty where there is nothing to tune.
         needs: "contexts" or "mask" where a stream without them has no such row.
@@ -46,6 +47,8 @@ class Spec:
         order_free: what it ends with does not depend on the order of the samples (closed forms, bounds,
             frozen models): a grid runs it on one order of a seed.
         configured: whether the plugin's config decides anything about it.
+        inside: whether it learns inside the model: its step has its own forward pass, is slow, and may be
+            given fewer samples (`Grid.lora_train`).
     """
 
     make: Callable[[Setup], Method]
@@ -57,3 +60,4 @@ class Spec:
     bodies: tuple[str, ...] = ("dual",)
     order_free: bool = False
     configured: bool = True
+    inside: bool = False
