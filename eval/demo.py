@@ -80,7 +80,7 @@ def demo(
         raw = one(method, plan, store, size, here.held, progress=progress)
         if method_name == "plugin":
             learned = method
-        inside = raw["step_seconds"] + (0 if method_name == "lora" else forward)
+        inside = raw["step_seconds"] + (0 if spec.inside else forward)
         raw |= {
             "label": name,
             "method": method_name,

@@ -132,10 +132,11 @@ def one(
             steps += 1
             if progress is not None and steps % 50 == 0:
                 progress("learning", steps * size, len(kept))
+        began = time.perf_counter()
+        method.experience_over()
         if over == len(plan.ends):
-            began = time.perf_counter()
             method.finish()
-            spent += time.perf_counter() - began
+        spent += time.perf_counter() - began
         began = time.perf_counter()
         skip = (method.final_only or last_only) and over < len(plan.ends)
         exams.append(None if skip else examine(method, plan, store, over))
@@ -155,4 +156,6 @@ def one(
         "step_seconds": spent / max(steps, 1),
         "exam_seconds": examining,
         "state_bytes": method.state_bytes(),
+        "stored_samples": method.stored_samples,
+        "told_boundaries": method.told_boundaries,
     }

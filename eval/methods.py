@@ -2,68 +2,17 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods_features as features
 from arr_coc.eval.methods_consolidation import ROWS as CONSOLIDATION
 from arr_coc.eval.methods_features import Method
-from arr_coc.eval.methods_lora import Lora, LoraWords
 from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded, Sparse
-from arr_coc.eval.percepts_words import WordStore
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a method is made from.
-
-    Args:
-        store: percepts of the model, or of the random tower for a spec that asks for it; a `Store` of a dual
-            encoder or a `WordStore` of a generative model.
-        config: of the plugin.
-        grid: cells along a side of a scene, for the per-cell control.
-        seed: of whatever a method draws.
-        model: the bare model, for what learns inside it, with its processor.
-        settings: tuned on another seed.
-    """
-
-    store: Any
-    config: ArrCocConfig
-    grid: int = 2
-    seed: int = 0
-    model: Any = None
-    processor: Any = None
-    settings: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One row.
-
-    Args:
-        make: a fresh method.
-        about: what it is, for a table's legend.
-        role: "method", "control", "bound", or "reward" or "ablation" (run only when they are asked for).
-        tower: whose percepts it reads: "model" or "random".
-        grid: settings to choose from on another seed; empty where there is nothing to tune.
-        needs: "contexts" or "mask" where a stream without them has no such row.
-        bodies: the kinds of model that it makes sense on.
-        order_free: what it ends with does not depend on the order of the samples (closed forms, bounds,
-            frozen models): a grid runs it on one order of a seed.
-        configured: whether the plugin's config decides anything about it.
-    """
-
-    make: Callable[[Setup], Method]
-    about: str
-    role: str = "method"
-    tower: str = "model"
-    grid: tuple[dict[str, float], ...] = ()
-    needs: tuple[str, ...] = ()
-    bodies: tuple[str, ...] = ("dual",)
-    order_free: bool = False
-    configured: bool = True
-
+from arr_coc.eval.methods_rivals import BOTH, RIVALS, pooled
+from arr_coc.eval.methods_strategies import HEADS, LORAS, lora
+from arr_coc.eval.spec import Setup, Spec
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
@@ -123,11 +72,7 @@ def _backprop(setup: Setup) -> Method:
 
 
 def _ranpac(setup: Setup) -> Method:
-    if isinstance(setup.store, WordStore):
-        return features.Ridge(features.random_relu(features.state, 2000, setup.seed))
-    return features.Ridge(
-        features.random_relu(features.with_context(features.mean_pooled, setup.store), 2000, setup.seed)
-    )
+    return features.Ridge(features.random_relu(pooled(setup), 2000, setup.seed))
 
 
 def _mean_context(setup: Setup) -> Method:
@@ -149,16 +94,7 @@ def _pixels_relu(setup: Setup) -> Method:
     return features.Ridge(features.random_relu(seen, 2000, setup.seed))
 
 
-def _lora(setup: Setup) -> Method:
-    if setup.model is None:
-        raise ValueError("LoRA learns inside the model: a setup without the model cannot make it")
-    learns = {"rate": setup.settings.get("rate", 1e-3), "seed": setup.seed}
-    if isinstance(setup.store, WordStore):
-        return LoraWords(setup.model, setup.processor, **learns)
-    return Lora(setup.model, setup.store.texts, setup.store.classes, **learns)
-
-
-BOTH = ("dual", "generative")
+ON_REQUEST = ("ablation", "reward", "inside")  # roles that are run only when they are asked for
 METHODS: dict[str, Spec] = {
     "zero-shot": Spec(
         lambda s: features.ZeroShot(), "the frozen model", bodies=BOTH, order_free=True, configured=False
@@ -188,10 +124,11 @@ METHODS: dict[str, Spec] = {
         role="reward",
     ),
     "lora": Spec(
-        _lora,
+        lora(),
         "PEFT LoRA r=8 on q, v + AdamW, one pass; the context said inside the texts",
         bodies=BOTH,
         configured=False,
+        inside=True,
         grid=tuple({"rate": r} for r in (1e-4, 3e-4, 1e-3, 3e-3)),
     ),
     "backprop": Spec(
@@ -279,6 +216,8 @@ METHODS: dict[str, Spec] = {
     "random-tower": Spec(_plugin, "arr-coc on a random tower of the same shape", "control", "random"),
 }
 
+METHODS |= RIVALS | HEADS | LORAS
+
 # what each mechanism is worth: the plugin with one thing changed
 ABLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "without-spread": ({"spread": 0}, "relevance is not shared with neighbouring tokens"),
@@ -332,5 +271,5 @@ def spec(name: str) -> Spec:
 def sensible(body: str, contexts: bool, mask: bool) -> list[str]:
     """The methods that have a place on such a stream: its kind of model, and what its samples bring."""
     has = {"contexts": contexts, "mask": mask}
-    wanted = {n: s for n, s in METHODS.items() if s.role not in ("ablation", "reward") and body in s.bodies}
+    wanted = {n: s for n, s in METHODS.items() if s.role not in ON_REQUEST and body in s.bodies}
     return [n for n, s in wanted.items() if all(has[x] for x in s.needs)]

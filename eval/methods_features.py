@@ -4,13 +4,13 @@ Features are functions of a `Batch`; heads are what is learned on top of them. N
 so each of these equals its joint solution in any order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from arr_coc.eval.percepts import Batch, Store
+from arr_coc.eval.percepts import Batch, Store, TextBook
 
 Features = Callable[[Batch], Tensor]
 
@@ -29,17 +29,23 @@ class Method:
     go.
 
     `final_only` methods see all data at once and are examined at the end alone; `needs_images` methods get
-    `Batch.images`.
+    `Batch.images`; `told_boundaries` says that it goes by `experience_over`, which most never hear of.
+    `stored_samples` is how many samples it keeps to learn from again.
     """
 
     final_only = False
     needs_images = False
+    told_boundaries = False
+    stored_samples = 0
 
     def observe(self, batch: Batch) -> None:
         raise NotImplementedError
 
     def answer(self, batch: Batch, texts: list[str]) -> Answered:
         raise NotImplementedError
+
+    def experience_over(self) -> None:
+        """An experience is over: the boundary that a task-free learner does without."""
 
     def finish(self) -> None:
         """All samples have been observed (for the methods that solve everything at once)."""
@@ -140,8 +146,10 @@ def raw_pixels(batch: Batch) -> Tensor:
     return (batch.pixels - 0.5) * (4 / batch.pixels.shape[1] ** 0.5)
 
 
-def random_relu(inner: Features, width: int = 2000, seed: int = 0) -> Features:
-    """relu(x M), M drawn once from the normal distribution: (B, width) (RanPAC, McDonnell et al. 2023)."""
+def random_projection(
+    inner: Features, width: int, seed: int, activation: Callable[[Tensor], Tensor]
+) -> Features:
+    """f(x M), M drawn once from the normal distribution: (B, width)."""
     drawn: list[Tensor] = []
 
     def lifted(batch: Batch) -> Tensor:
@@ -149,15 +157,20 @@ def random_relu(inner: Features, width: int = 2000, seed: int = 0) -> Features:
         if not drawn:
             draw = torch.Generator().manual_seed(seed)
             drawn.append(torch.randn(x.shape[1], width, generator=draw))
-        return (x @ drawn[0]).relu()
+        return activation(x @ drawn[0])
 
     return lifted
+
+
+def random_relu(inner: Features, width: int = 2000, seed: int = 0) -> Features:
+    """relu(x M), (B, width) (RanPAC, McDonnell et al. 2023)."""
+    return random_projection(inner, width, seed, torch.relu)
 
 
 # -- heads ---------------------------------------------------------------------------------------------------
 
 
-class _Classes:
+class Classes:
     """Rows for class texts, in the order in which they are met."""
 
     def __init__(self) -> None:
@@ -180,7 +193,7 @@ class NearestMean(Method):
     """score_k = -|x - mu_k|^2, mu_k the mean of the class's features so far."""
 
     def __init__(self, features: Features) -> None:
-        self.features, self.classes = features, _Classes()
+        self.features, self.classes = features, Classes()
         self.total: Tensor | None = None  # (C, D)
         self.count = torch.zeros(0, dtype=torch.float64)
 
@@ -236,6 +249,8 @@ class Ridge(Method):
         features: x.
         penalties: candidates for rho; one of them is simply used.
         relevance: what is reported as relevance, if anything, (B, N).
+        chunk: samples whose statistics are added at once.
+        bias: whether phi ends with the 1.
     """
 
     def __init__(
@@ -244,10 +259,11 @@ class Ridge(Method):
         penalties: tuple[float, ...] = PENALTIES,
         relevance: Features | None = None,
         chunk: int = 256,
+        bias: bool = True,
     ) -> None:
-        self.features, self.penalties, self.chunk = features, penalties, chunk
+        self.features, self.penalties, self.chunk, self.bias = features, penalties, chunk, bias
         self.shown = relevance
-        self.classes = _Classes()
+        self.classes = Classes()
         self.gram: Tensor | None = None  # (2, D, D): learned from, held back
         self.cross = torch.zeros(0)  # (2, D, C)
         self.weight: Tensor | None = None
@@ -257,7 +273,7 @@ class Ridge(Method):
 
     def _phi(self, batch: Batch) -> Tensor:
         x = self.features(batch).double()
-        return torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        return torch.cat([x, torch.ones_like(x[:, :1])], 1) if self.bias else x
 
     def observe(self, batch: Batch) -> None:
         self._waiting.append((self._phi(batch), self.classes.rows(batch.labels)))
@@ -330,7 +346,7 @@ class ZeroShot(Method):
     def answer(self, batch: Batch, texts: list[str]) -> Answered:
         if not self.joined:
             return Answered(batch.own_logits(texts))
-        return Answered(joined_logits(batch, batch.image, texts))
+        return Answered(joined_logits(batch.texts, batch.contexts, batch.image, texts))
 
     def state_bytes(self) -> int:
         return 0
@@ -345,13 +361,12 @@ def join(context: str | None, text: str) -> str:
     return f"{head}{mark}{context} {tail}" if mark else f"{context} {text}"
 
 
-def joined_logits(batch: Batch, image: Tensor, texts: list[str]) -> Tensor:
-    """s image . text(join(context, text)), (B, len(texts)), for image embeddings (B, P)."""
+def joined_logits(book: TextBook, contexts: Sequence[str | None], image: Tensor, texts: list[str]) -> Tensor:
+    """s image . text(join(context, text)), (B, len(texts)), for images (B, P) and their contexts."""
     if not texts:
         return image.new_zeros(len(image), 0)
     scores = image.new_zeros(len(image), len(texts))
-    for context in dict.fromkeys(batch.contexts):
-        rows = torch.tensor([c == context for c in batch.contexts])
-        said = batch.texts([join(context, t) for t in texts])
-        scores[rows] = batch.texts.scale * image[rows] @ said.T
+    for context in dict.fromkeys(contexts):
+        rows = torch.tensor([c == context for c in contexts])
+        scores[rows] = book.scale * image[rows] @ book([join(context, t) for t in texts]).T
     return scores

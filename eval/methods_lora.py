@@ -9,14 +9,16 @@ backward pass through the model at every step and a forward pass at every probe.
 
 import copy
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from arr_coc.eval.methods_features import Answered, Method, joined_logits
+from arr_coc.eval.methods_features import Answered, joined_logits
 from arr_coc.eval.percepts import Batch, TextBook
 from arr_coc.eval.percepts_words import WordBatch, said
+from arr_coc.eval.trained import Seen, Strategy, Trained
 
 
 def with_lora(model: Any, rank: int = 8, tower: str = "vision_model") -> Any:
@@ -30,13 +32,24 @@ def with_lora(model: Any, rank: int = 8, tower: str = "vision_model") -> Any:
     return get_peft_model(bare, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
 
 
-def held_bytes(trained: list[Any], optimizer: torch.optim.Optimizer) -> int:
-    """Of what is trained and of what its optimizer remembers."""
-    held = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
-    return sum(t.numel() * t.element_size() for t in [*trained, *held])
+@dataclass(frozen=True)
+class Shown:
+    """One sample: its picture, what is asked of it, and the answer; `row` is the answer's among the classes
+    of a dual encoder."""
+
+    image: Any
+    asked: str | None
+    answer: str
+    row: int = -1
+
+    @property
+    def bytes(self) -> int:
+        """Of the picture at eight bits a channel, and of the texts."""
+        wide, high = self.image.size
+        return wide * high * len(self.image.getbands()) + len(self.asked or "") + len(self.answer)
 
 
-class _Adapted(Method):
+class _Adapted(Trained):
     """A copy of the model with LoRA, and AdamW over it.
 
     Args:
@@ -44,27 +57,35 @@ class _Adapted(Method):
         rate: of AdamW, its other settings as torch has them.
         rank: r.
         seed: of the adapter's start.
+        strategy: None for naive fine-tuning.
     """
 
     needs_images = True
     tower: str
 
-    def __init__(self, model: Any, rate: float = 1e-3, rank: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rate: float = 1e-3,
+        rank: int = 8,
+        seed: int = 0,
+        strategy: Strategy | None = None,
+    ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = with_lora(model, rank, self.tower)
         self.model.train()
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=rate)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        super().__init__(trained, torch.optim.AdamW(trained, lr=rate), strategy)
 
-    def _step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+    def example_bytes(self, example: Shown) -> int:
+        return example.bytes
 
-    def state_bytes(self) -> int:
-        """The adapter and AdamW's two moments."""
-        return held_bytes(self.trained, self.optimizer)
+    @staticmethod
+    def _images(batch: Any) -> list[Any]:
+        if batch.images is None:
+            raise ValueError("LoRA looks for itself: batches need their images")
+        return batch.images
 
 
 class Lora(_Adapted):
@@ -79,26 +100,28 @@ class Lora(_Adapted):
     tower = "vision_model"
 
     def __init__(self, model: Any, texts: TextBook, candidates: list[str], **further: Any) -> None:
-        super().__init__(model, **further)
         self.texts, self.candidates = texts, candidates
+        super().__init__(model, **further)
 
-    def _embed(self, images: list[Any] | None) -> Tensor:
-        if images is None:
-            raise ValueError("LoRA looks for itself: batches need their images")
+    def _scores(self, images: list[Any], contexts: list[str | None], texts: list[str]) -> Tensor:
         shown = self.texts.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         features = self.model.get_image_features(pixel_values=shown)
         features = features if isinstance(features, Tensor) else features.pooler_output
-        return torch.nn.functional.normalize(features, dim=1)
+        return joined_logits(self.texts, contexts, torch.nn.functional.normalize(features, dim=1), texts)
 
-    def observe(self, batch: Batch) -> None:
-        scores = joined_logits(batch, self._embed(batch.images), self.candidates)
-        rows = torch.tensor([self.candidates.index(x) for x in batch.labels])
-        self._step(torch.nn.functional.cross_entropy(scores, rows))
+    def examples(self, batch: Batch) -> list[Shown]:
+        row = self.candidates.index
+        told = zip(self._images(batch), batch.contexts, batch.labels, strict=True)
+        return [Shown(image, context, label, row(label)) for image, context, label in told]
+
+    def look(self, examples: list[Shown]) -> Seen:
+        scores = self._scores([e.image for e in examples], [e.asked for e in examples], self.candidates)
+        return Seen(scores, torch.tensor([e.row for e in examples]), torch.arange(len(examples)))
 
     def answer(self, batch: Batch, texts: list[str]) -> Answered:
         self.model.eval()
         with torch.no_grad():
-            scores = joined_logits(batch, self._embed(batch.images), texts)
+            scores = self._scores(self._images(batch), batch.contexts, texts)
         self.model.train()
         return Answered(scores)
 
@@ -114,23 +137,24 @@ class LoraWords(_Adapted):
     tower = "language_model"
 
     def __init__(self, model: Any, processor: Any, **further: Any) -> None:
-        super().__init__(model, **further)
         self.processor = processor
+        super().__init__(model, **further)
 
-    def _logits(self, batch: WordBatch) -> tuple[Tensor, Tensor]:
-        """Logits where the next token is taught, (E, V), and those tokens, (E,)."""
-        if batch.images is None:
-            raise ValueError("LoRA looks for itself: batches need their images")
-        inputs, labels = said(self.processor, batch.images, batch.questions, batch.answers)
+    def examples(self, batch: WordBatch) -> list[Shown]:
+        told = zip(self._images(batch), batch.questions, batch.answers, strict=True)
+        return [Shown(image, question, answer) for image, question, answer in told]
+
+    def look(self, examples: list[Shown]) -> Seen:
+        """Rows where the next token is taught."""
+        images, asked = [e.image for e in examples], [e.asked or "" for e in examples]
+        inputs, labels = said(self.processor, images, asked, [e.answer for e in examples])
         taught = labels[:, 1:] != -100
-        return self.model(**inputs).logits[:, :-1][taught], labels[:, 1:][taught]
-
-    def observe(self, batch: WordBatch) -> None:  # type: ignore[override]
-        self._step(torch.nn.functional.cross_entropy(*self._logits(batch)))
+        whose = torch.arange(len(examples)).repeat_interleave(taught.sum(1))
+        return Seen(self.model(**inputs).logits[:, :-1][taught], labels[:, 1:][taught], whose)
 
     def answer(self, batch: WordBatch, texts: list[str]) -> Answered:  # type: ignore[override]
         self.model.eval()
         with torch.no_grad():
-            scores, _ = self._logits(batch)
+            scores = self.look(self.examples(batch)).scores
         self.model.train()
         return Answered(scores[:, torch.tensor([int(t) for t in texts])])

@@ -37,7 +37,8 @@ class Grid:
         batch: samples per step.
         n_train, n_test: options of the stream; None for its own.
         probe_limit: samples per probe at most; the counts stand in the records.
-        lora_train: how many of the samples LoRA learns from (it is slow); None for all. Said in the record.
+        lora_train: how many of the samples those learn from that train inside the model (LoRA is slow); None
+            for all. Said in the record.
         tune_train: samples of the tuning seed on which rates are chosen.
         options: further options of the stream.
         config: of the plugin.
@@ -78,7 +79,7 @@ class Grid:
         said = [self.stream, self.batch, self.n_train, self.n_test, self.probe_limit, self.options]
         said += [json.loads(self.config.to_json())] if spec.configured else []
         said += [self.tune_train] if spec.grid else []
-        said += [self.lora_train] if method == "lora" else []
+        said += [self.lora_train] if spec.inside else []
         said += [held] if held != 0 else []
         text = json.dumps([*said, method, seed, order, model], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -136,7 +137,7 @@ def tune(
         setup = registry.Setup(
             store, grid.config, grid.cells, TUNING_SEED, here.model, here.processor, settings
         )
-        limit = None if grid.lora_train is None or name != "lora" else min(grid.lora_train, few["n_train"])
+        limit = None if grid.lora_train is None or not spec.inside else min(grid.lora_train, few["n_train"])
         found = one(spec.make(setup), plan, store, grid.batch, None, limit, progress, last_only=True)
         found["outdated"] = stream.outdated
         tried.append({"settings": settings, "final_accuracy": table.final(found)})
@@ -252,12 +253,12 @@ def _one_run(
     stream = grid.load(seed, order)
     plan = percepts.plan(stream, store, grid.probe_limit)
     setup = registry.Setup(store, grid.config, grid.cells, seed, here.model, here.processor, settings)
-    limit = grid.lora_train if name == "lora" else None
+    limit = grid.lora_train if spec.inside else None
     kept_out = None if held == 0 else here.held
     raw = one(spec.make(setup), plan, store, grid.batch, kept_out, limit, progress)
     some = [stream.samples[i] for i in range(min(grid.batch, len(stream.samples)))]
     forward = here.forward_seconds(some, store.classes)
-    inside = raw["step_seconds"] if name == "lora" else raw["step_seconds"] + forward
+    inside = raw["step_seconds"] if spec.inside else raw["step_seconds"] + forward
     tested = None if store.mask is None else store.mask[torch.cat(plan.probes)]
     return {
         "stream": grid.stream,

@@ -149,7 +149,7 @@ read: list[str] = []
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, s in methods.METHODS.items() if "dual" in s.bodies and n != "lora"]
+    "name", [n for n, s in methods.METHODS.items() if "dual" in s.bodies and not s.inside]
 )
 def test_a_run_is_known_by_what_decides_it(name: str) -> None:
     """The plugin's config is in the key of every method that reads it, and of no other."""

@@ -178,7 +178,7 @@ def test_backprop_learns_relevance_and_readout() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, s in methods.METHODS.items() if n != "lora" and "dual" in s.bodies]
+    "name", [n for n, s in methods.METHODS.items() if not s.inside and "dual" in s.bodies]
 )
 def test_every_method_answers_and_counts_its_bytes(name: str) -> None:
     store = fake_store()
@@ -266,7 +266,9 @@ def test_an_unknown_method_names_the_nearest() -> None:
 def test_controls_without_a_place_are_left_out() -> None:
     with_all, without = (methods.sensible("dual", contexts=c, mask=c) for c in (True, False))
     assert with_all == [
-        n for n, s in methods.METHODS.items() if s.role not in ("ablation", "reward") and "dual" in s.bodies
+        n
+        for n, s in methods.METHODS.items()
+        if s.role not in ("ablation", "reward", "inside") and "dual" in s.bodies
     ]
     assert set(methods.ABLATIONS).isdisjoint(with_all)
     assert set(with_all) - set(without) == {"zero-shot-joined", "oracle", "cells-context"}
