@@ -16,7 +16,8 @@ from torch import Tensor
 from arr_coc.adapters import attach
 from arr_coc.adapters.attached import ArrCocModel
 from arr_coc.config import ArrCocConfig
-from arr_coc.eval.methods_lora import held_bytes, with_lora
+from arr_coc.eval.methods_lora import with_lora
+from arr_coc.eval.trained import held_bytes
 
 TEXTS = 10
 ANSWER = 2  # taught tokens

@@ -155,5 +155,10 @@ class Trained(Method):
 
     def state_bytes(self) -> int:
         """What is trained, what the optimizer remembers and what the strategy keeps."""
-        held = [t for s in self.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
-        return size_of([*self.trained, *held]) + self.strategy.held_bytes()
+        return held_bytes(self.trained, self.optimizer) + self.strategy.held_bytes()
+
+
+def held_bytes(trained: Sequence[nn.Parameter], optimizer: Optimizer) -> int:
+    """Of what is trained and of what its optimizer remembers."""
+    held = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+    return size_of([*trained, *held])
