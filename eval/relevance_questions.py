@@ -114,20 +114,44 @@ def _own(model: Any, processor: Any, name: str, rows: list[dict[str, Any]], taug
     """arr-coc's relevance at the position that writes the answer's first token, (Q, n): that of its output
     or, `ASKED`, that by which `generate` keeps tokens."""
     way = "" if name == ASKED else name.removeprefix(OWN).removeprefix("-")
-    attached = attach(model, ArrCocConfig(question_relevance=way == "labels"), processor)
+    config = ArrCocConfig(question_relevance=way == "labels")
+    if name != ASKED:
+        return own_relevance(model, processor, rows, config, taught, way)
+    attached = attach(model, config, processor)
+    try:
+        collate, parts = AnswerCollator(processor, attached), []
+        for start in range(0, len(rows), BATCH):
+            prompts = collate.prompts(rows[start : start + BATCH])
+            attached.generate(**prompts, keep_tokens=0.5, mix=0.0, max_new_tokens=1, do_sample=False)
+            assert attached.kept is not None
+            parts.append(torch.stack(attached.kept.relevance).double().numpy())
+        return np.concatenate(parts)
+    finally:
+        attached.detach()
+
+
+def own_relevance(
+    model: Any,
+    processor: Any,
+    rows: Sequence[dict[str, Any]],
+    config: ArrCocConfig,
+    taught: Sequence[dict[str, Any]] = (),
+    way: str = "",
+) -> Array:
+    """`out.relevance` at the position that writes the answer's first token, (Q, n), float64.
+
+    Args:
+        taught, way: rows that are learned from first, and how (see `teach`); nothing where `way` is empty.
+    """
+    attached = attach(model, config, processor)
     try:
         collate = AnswerCollator(processor, attached)
         if way:
             teach(attached, collate, taught, way)
-        parts = []
-        for start in range(0, len(rows), BATCH):
-            prompts = collate.prompts(rows[start : start + BATCH])
-            if name == ASKED:
-                attached.generate(**prompts, keep_tokens=0.5, mix=0.0, max_new_tokens=1, do_sample=False)
-                assert attached.kept is not None
-                parts.append(torch.stack(attached.kept.relevance).double().numpy())
-            else:
-                parts.append(attached(**prompts).relevance.double().numpy())
+        parts = [
+            attached(**collate.prompts(rows[start : start + BATCH])).relevance.double().numpy()
+            for start in range(0, len(rows), BATCH)
+        ]
         return np.concatenate(parts)
     finally:
         attached.detach()
