@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from arr_coc.adapters.capture import RowTap, tap_of
 from arr_coc.adapters.generative import GenerativeBody
-from arr_coc.adapters.grid import grid_of
+from arr_coc.adapters.grid import grids_of
 from arr_coc.adapters.perceived import Kept
 from arr_coc.adapters.shortening import CACHES
 from arr_coc.adapters.structure import attention_in, is_cross
-from arr_coc.adapters.visual_tokens import InSequence
+from arr_coc.adapters.visual_tokens import InSequence, places
 from arr_coc.relevance.asked import asked
 from arr_coc.relevance.select import budget, select
 
@@ -109,15 +109,15 @@ class Keeping:
         embedded = first["inputs_embeds"]
         keep = torch.ones_like(self.where)
         tokens, shares, mixes, contexts = [], [], [], []
-        whole = bool((self.where.sum(1) == self.where.sum(1)[0]).all())
-        grid = grid_of(self.attached.model, self.inputs, batch, int(self.where[0].sum())) if whole else None
+        grids = grids_of(self.attached.model, self.inputs, places(self.where)[1])
         centre = _centre(self.attached.model.get_input_embeddings())
         for b in range(batch):
             place = self.where[b].nonzero().flatten()
             words = embedded[b, self.content[b] & there[b]].float() - centre
             seen = embedded[b, place].float()
             heard = None if attention is None else attention[b, place]
-            relevance = asked(heard, seen, words, grid)
+            rows, columns = (0, 0) if grids is None else grids[b].tolist()
+            relevance = asked(heard, seen, words, (rows, columns) if rows else None)
             said = ~self.where[b] & ~self.content[b] & there[b]
             context = embedded[b, said].float().mean(0) if bool(said.any()) else seen.mean(0)
             mix = self._mix(context)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.families import Family
+from arr_coc.adapters.grid import grid_of, grids_of
 from arr_coc.adapters.shortening import Rows
 from arr_coc.adapters.structure import Tower, attention_in, is_cross
 
@@ -30,6 +31,7 @@ class Seen:
         words: (B, d) mean hidden state of the text beside them, or of the tokens where there is no text.
         length: of the sequence that they stand in.
         grid: rows and columns of the tokens, where they stand in one.
+        grids: those of each sample's, (B, 2), where some do not exist; see `Percept.grids`.
         made: see `Percept.made`.
     """
 
@@ -39,6 +41,7 @@ class Seen:
     words: Tensor
     length: int
     grid: tuple[int, int] | None = None
+    grids: Tensor | None = None
     made: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -84,6 +87,23 @@ def among(seen: Seen, rows: Rows) -> Seen:
     there = seen.mask & rows.keep.gather(1, seen.place)
     place = rows.target.gather(1, seen.place).masked_fill(~there, 0)
     return replace(seen, mask=there, place=place, length=rows.short)
+
+
+def standing(seen: Seen, there: Tensor, model: Any, asked: Mapping[str, Any]) -> Seen:
+    """The same tokens, with the grid that they stand in, or each sample its own.
+
+    Args:
+        there: (B, N) bool, which tokens there were before any were dropped.
+    """
+    shows = there.any(1)  # of the others nothing is ever asked
+    if bool(seen.mask[shows].all()):
+        seen = replace(seen, grid=grid_of(model, asked, *seen.mask[shows].shape))
+    some = None if seen.grid is not None else grids_of(model, asked, seen.mask[shows], there[shows])
+    if some is None:
+        return seen
+    grids = some.new_zeros(len(shows), 2)
+    grids[shows] = some
+    return replace(seen, grids=grids)
 
 
 class InSequence:

@@ -117,8 +117,8 @@ def check_sizes(config: ArrCocConfig, saved: dict[str, Tensor]) -> None:
     for name, (size, found) in wanted.items():
         if size != found:
             raise ValueError(
-                f"the config says {name}={getattr(config, name)}, which needs tensors of {size} rows; those of "
-                f"the saved state have {found}"
+                f"the config says {name}={getattr(config, name)}, which needs tensors of {size} rows; those "
+                f"of the saved state have {found}"
             )
 
 
