@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import finite_inputs, token_ids
 from arr_coc.adapters.families import family_of
-from arr_coc.adapters.grid import grid_of
+from arr_coc.adapters.grid import grid_of, grids_of
 from arr_coc.adapters.head import Head
 from arr_coc.adapters.in_turn import Answering
 from arr_coc.adapters.structure import (
@@ -210,6 +210,7 @@ class DualEncoderBody:
             own=own,
             mask=None if whole else mask,
             grid=grid if whole else None,
+            grids=None if whole and grid is not None else self._grids(inputs, mask, attention),
             asked=asked,
         )
 
@@ -244,6 +245,10 @@ class DualEncoderBody:
         if hidden.dim() == 4:
             return int(hidden.shape[2]), int(hidden.shape[3])
         return grid_of(self.model, inputs, batch, n)
+
+    def _grids(self, inputs: dict[str, Any], mask: Tensor | None, attention: Tensor) -> Tensor | None:
+        there = torch.ones_like(attention, dtype=torch.bool) if mask is None else mask
+        return grids_of(self.model, inputs, there)
 
     def _row(self, capture: Capture, batch: int, length: int, n: int) -> Tensor:
         """Attention over the patches, (B, n): the pooling query's, or the class token's; even without."""

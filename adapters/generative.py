@@ -13,7 +13,6 @@ from arr_coc.adapters.answers import IGNORE, token_rows
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import finite_inputs, token_ids
 from arr_coc.adapters.families import family_of
-from arr_coc.adapters.grid import grid_of
 from arr_coc.adapters.in_turn import Answering
 from arr_coc.adapters.shortening import Rows
 from arr_coc.adapters.structure import (
@@ -26,7 +25,7 @@ from arr_coc.adapters.structure import (
     speaker_of,
     visual_inputs,
 )
-from arr_coc.adapters.visual_tokens import Attended, InSequence, Seen, among, crossing_of
+from arr_coc.adapters.visual_tokens import Attended, InSequence, Seen, among, crossing_of, standing
 from arr_coc.percept import Percept
 
 _CHUNK = 256  # positions answered at a time: memory does not grow with the sequence
@@ -266,15 +265,14 @@ class GenerativeBody:
             text = self._question(asked, hidden, labels)
             seen = self.source.read(capture, asked, hidden, text)
         if seen is not None:
-            shown = seen.mask[seen.mask.any(1)]  # of samples that show a picture
-            if bool(shown.all()):
-                seen = replace(seen, grid=grid_of(self.model, now.asked, *shown.shape))
+            there = seen.mask
+            seen = standing(seen, there, self.model, now.asked)
             if now.fresh:
                 seen = self.source.matched(seen, capture, asked, text)
             elif now.seen is not None:
                 seen = replace(seen, words=now.seen.words)  # the question stays what it was
             if self.short is not None:
-                seen = among(seen, self.short)
+                seen = standing(among(seen, self.short), there, self.model, now.asked)
             self.now = replace(now, seen=seen, fresh=False)
         elif now.seen is not None and len(now.seen.words) != batch:
             self.now = replace(now, seen=None)
@@ -322,6 +320,7 @@ class GenerativeBody:
             mask=None if whole else mask.clone(),
             state=last[sample, place],
             grid=seen.grid,
+            grids=None if seen.grids is None else seen.grids[sample],
             asked="sequence",
             sample=sample.to(seen.place.device),
             made=None if self.now.question is None else seen.made,  # kept as long as `generate` runs

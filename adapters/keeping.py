@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from arr_coc.adapters.capture import RowTap, tap_of
 from arr_coc.adapters.generative import GenerativeBody
-from arr_coc.adapters.grid import grid_of
+from arr_coc.adapters.grid import grids_of
 from arr_coc.adapters.perceived import Kept
 from arr_coc.adapters.shortening import CACHES
 from arr_coc.adapters.structure import attention_in, is_cross
@@ -98,8 +98,7 @@ class Keeping:
         keep = torch.ones_like(self.where)
         tokens, shares, mixes, contexts = [], [], [], []
         place, real = places(self.where)  # (B, N), left-aligned
-        whole = bool(real.all())
-        grid = grid_of(self.attached.model, self.inputs, batch, place.shape[1]) if whole else None
+        grid = grids_of(self.attached.model, self.inputs, real)
         seen = embedded.gather(1, place.unsqueeze(2).expand(-1, -1, embedded.shape[2])).float()
         assert isinstance(self.body.source, InSequence)
         evidence = self.body.source.words.evidence(self.ids, self.content & there, seen, real, grid)

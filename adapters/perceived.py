@@ -91,5 +91,6 @@ def ordinary(percept: Percept) -> Percept:
         context=percept.context.clone(),
         own=copy(percept.own),
         mask=copy(percept.mask),
+        grids=copy(percept.grids),
         state=copy(percept.state),
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from arr_coc.relevance.asked import word_evidence
+from arr_coc.relevance.spread import Grid
 
 # words that say how is asked, and not what for
 _FUNCTION = """
@@ -67,7 +68,7 @@ class QuestionWords:
         said: Tensor,
         tokens: Tensor,
         there: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
+        grid: Grid = None,
     ) -> Tensor | None:
         """`word_evidence` of the words `said` (B, T) of `ids` (B, T) for visual tokens (B, N, d) as the
         language model is given them, (B, N) in float32; None where no word is said or they share no space.

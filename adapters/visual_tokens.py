@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.families import Family
+from arr_coc.adapters.grid import grid_of, grids_of
 from arr_coc.adapters.question_words import QuestionWords
 from arr_coc.adapters.shortening import Rows
 from arr_coc.adapters.structure import Tower, attention_in, is_cross
@@ -31,6 +32,7 @@ class Seen:
         words: (B, d) mean hidden state of the text beside them, or of the tokens where there is no text.
         length: of the sequence that they stand in.
         grid: rows and columns of the tokens, where they stand in one.
+        grids: those of each sample's, (B, 2), where some do not exist; see `Percept.grids`.
         match: (B, N), how well each of them matches the question's words (see `question_words`); None where
             there are no such words, or no space that both are in.
         made: see `Percept.made`.
@@ -42,6 +44,7 @@ class Seen:
     words: Tensor
     length: int
     grid: tuple[int, int] | None = None
+    grids: Tensor | None = None
     match: Tensor | None = None
     made: dict[Any, Any] = field(default_factory=dict)
 
@@ -88,6 +91,24 @@ def among(seen: Seen, rows: Rows) -> Seen:
     there = seen.mask & rows.keep.gather(1, seen.place)
     place = rows.target.gather(1, seen.place).masked_fill(~there, 0)
     return replace(seen, mask=there, place=place, length=rows.short)
+
+
+def standing(seen: Seen, there: Tensor, model: Any, asked: Mapping[str, Any]) -> Seen:
+    """The same tokens, with the grid that they stand in, or each sample its own.
+
+    Args:
+        there: (B, N) bool, which tokens there were before any were dropped.
+    """
+    seen = replace(seen, grid=None, grids=None)
+    shows = there.any(1)  # of the others nothing is ever asked
+    if bool(seen.mask[shows].all()):
+        seen = replace(seen, grid=grid_of(model, asked, *seen.mask[shows].shape))
+    some = None if seen.grid is not None else grids_of(model, asked, seen.mask[shows], there[shows])
+    if some is None:
+        return seen
+    grids = some.new_zeros(len(shows), 2)
+    grids[shows] = some
+    return replace(seen, grids=grids)
 
 
 class InSequence:
@@ -193,7 +214,8 @@ class InSequence:
         # beams of one sample are given alike
         shown = shown.repeat_interleave(len(ids) // len(shown), 0)
         tokens = shown.gather(1, seen.place.unsqueeze(2).expand(-1, -1, shown.shape[2]))
-        return replace(seen, match=self.words.evidence(ids, words, tokens, seen.mask, seen.grid))
+        grid = seen.grids if seen.grid is None else seen.grid
+        return replace(seen, match=self.words.evidence(ids, words, tokens, seen.mask, grid))
 
 
 class Attended:

@@ -20,6 +20,7 @@ from arr_coc.readout import PrecisionReadout
 from arr_coc.relevance import (
     ContextKey,
     Course,
+    Grid,
     InTime,
     Mixture,
     OwnGain,
@@ -28,6 +29,7 @@ from arr_coc.relevance import (
     check_target,
     concentration,
     log_precision,
+    on_grid,
     own_correlation,
     pointed,
     relevance_direction,
@@ -210,16 +212,15 @@ class Learner(nn.Module):
         )
 
     def _spread(self, relevance: Tensor, percept: Percept) -> Tensor:
-        grid = self._spread_grid(percept)
-        return relevance if grid is None else spread(relevance, grid, self.config.spread)
+        return on_grid(spread, relevance, self._grid(percept), self.config.spread)
 
     def _supported(self, relevance: Tensor, percept: Percept) -> Tensor:
-        grid = self._spread_grid(percept)
-        return relevance if grid is None else supported(relevance, grid, self.config.spread)
+        return on_grid(supported, relevance, self._grid(percept), self.config.spread)
 
-    def _spread_grid(self, percept: Percept) -> tuple[int, int] | None:
-        """The grid to spread on; none where tokens are missing, so that nothing is shared with those."""
-        return percept.grid if self.config.spread and percept.mask is None else None
+    @staticmethod
+    def _grid(percept: Percept) -> Grid:
+        """The grid to spread on; none where tokens are missing in it: nothing is shared with those."""
+        return percept.grid if percept.mask is None and percept.grid is not None else percept.grids
 
     def _climb(
         self,
@@ -297,7 +298,7 @@ class Learner(nn.Module):
     def _eligible(self, percept: Percept, answer: Answer, feedback: Tensor) -> tuple[Tensor, Tensor | None]:
         """What feedback to the drives (B, F) asks of U, (B, F) and of the own gain, if there is one, (B,)."""
         r = answer.settled.relevance
-        score = token_feedback(r, answer.features, feedback, self._spread_grid(percept), self.config.spread)
+        score = token_feedback(r, answer.features, feedback, self._grid(percept), self.config.spread)
         direction = relevance_direction(r, answer.features, score)
         if percept.own is None or not self.config.eta_own:
             return direction, None
@@ -317,7 +318,7 @@ class Learner(nn.Module):
         """What each sample weighs in the readout: 1, or how concentrated its relevance was."""
         if self.config.evidence == "uniform" or not self._learns_relevance(percept.asked):
             return None
-        return concentration(answer.reading).clamp_min(1e-3)
+        return concentration(answer.reading, percept.mask).clamp_min(1e-3)
 
     def _pass(self, percept: Percept, answer: Answer) -> None:
         """Let time pass, where it counts, and note where phi has moved."""

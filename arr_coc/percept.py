@@ -23,6 +23,8 @@ class Percept:
         state: further activations that the readout sees (a generative model's hidden state at the answer),
             (B, S).
         grid: rows and columns that the N tokens stand in, row by row, or None where they stand in no grid.
+        grids: instead, where they are not alike: rows and columns of each sample's, which are the first of
+            the N and all that exist, (B, 2); 0 for a sample whose tokens stand in none.
         asked: where the context comes from. "text": a text that is the same whenever it is asked; "sequence":
             the sample's own words, never quite the same twice; "image": nothing was asked, and the image's
             own embedding serves. Relevance is learned for what was asked.
@@ -42,6 +44,7 @@ class Percept:
     asked: Literal["text", "sequence", "image"] = "text"
     sample: Tensor | None = None
     made: dict[Any, Any] | None = None
+    grids: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -61,6 +64,21 @@ class Percept:
             raise ValueError(
                 f"a grid of {self.grid} has {self.grid[0] * self.grid[1]} tokens; there are {shape[1]}"
             )
+        if self.grids is not None:
+            if self.grid is not None or self.grids.shape != (shape[0], 2):
+                raise ValueError(
+                    f"grids has shape {tuple(self.grids.shape)} beside grid={self.grid}; ({shape[0]}, 2) and "
+                    "None are needed"
+                )
+            count = self.grids.prod(1)
+            there = torch.full_like(count, shape[1]) if self.mask is None else self.mask.sum(1)
+            first = torch.arange(shape[1], device=count.device) < count.unsqueeze(1)
+            fits = (count == there) & (first if self.mask is None else first == self.mask).all(1)
+            if not bool((fits | (count == 0)).all()):
+                raise ValueError(
+                    f"grids {self.grids.tolist()} do not hold the first tokens of each sample; there are "
+                    f"{there.tolist()}"
+                )
         for name in ("own", "mask"):
             given = getattr(self, name)
             if given is not None and given.shape != shape:
@@ -98,6 +116,7 @@ class Percept:
             context=self.context[index],
             own=pick(self.own),
             mask=pick(self.mask),
+            grids=pick(self.grids),
             state=pick(self.state),
             sample=pick(self.sample),
             made=self.made if self.sample is not None else None,

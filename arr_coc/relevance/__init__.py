@@ -17,13 +17,14 @@ from arr_coc.relevance.predict import RelevancePredictor
 from arr_coc.relevance.score import log_precision
 from arr_coc.relevance.select import select
 from arr_coc.relevance.settle import Settled, concentration, energy, settle
-from arr_coc.relevance.spread import gather, spread, supported
+from arr_coc.relevance.spread import Grid, gather, on_grid, spread, supported
 from arr_coc.relevance.temporal import TemporalAssociation
 from arr_coc.relevance.three_factor import ThreeFactor
 
 __all__ = [
     "ContextKey",
     "Course",
+    "Grid",
     "InTime",
     "Mixture",
     "OwnGain",
@@ -40,6 +41,7 @@ __all__ = [
     "gather",
     "log_precision",
     "map_target",
+    "on_grid",
     "own_correlation",
     "pointed",
     "relevance_direction",

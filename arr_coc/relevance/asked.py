@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from arr_coc.relevance.spread import gather
+from arr_coc.relevance.spread import Grid, gather, on_grid
 
 SHRINK = 4.0  # lambda, in mean eigenvalues of C
 FLOOR = 0.01  # of a, over N: a token that is not attended to may be relevant all the same
@@ -33,7 +33,7 @@ def word_evidence(
     plain: Tensor,
     said: Tensor | None = None,
     there: Tensor | None = None,
-    grid: tuple[int, int] | None = None,
+    grid: Grid = None,
 ) -> Tensor:
     """sum_w z_w, (B, N), of mean 0 over the tokens that there are; zeros where no word is given.
 
@@ -43,7 +43,7 @@ def word_evidence(
         plain: words that name nothing, (P, d), less that mean; without any, tau is 0.
         said: which of the words there are, (B, W) bool; None: all.
         there: which of the tokens there are, (B, N) bool; None: all.
-        grid: of the tokens, row by row, where all of a sample stand in one.
+        grid: of the tokens, row by row (see `spread.on_grid`).
     """
     there = torch.ones_like(tokens[..., 0], dtype=torch.bool) if there is None else there
     mask, count = there.unsqueeze(2), there.sum(1)[:, None, None].clamp_min(1)
@@ -74,7 +74,7 @@ def asked(
     attention: Tensor | None,
     evidence: Tensor,
     there: Tensor | None = None,
-    grid: tuple[int, int] | None = None,
+    grid: Grid = None,
 ) -> Tensor:
     """r, (B, N) in float64; sums to 1, and is 0 where no token is.
 
@@ -92,9 +92,10 @@ def asked(
     return score.masked_fill(~there, -torch.inf).softmax(1)
 
 
-def _around(score: Tensor, grid: tuple[int, int] | None) -> Tensor:
+def _around(score: Tensor, grid: Grid) -> Tensor:
     """(B, N, k), each averaged over the tokens around it."""
     if grid is None or not score.shape[2]:
         return score
-    flat = gather(score.mT.reshape(-1, score.shape[1]), grid, 1)
-    return flat.reshape(len(score), score.shape[2], -1).mT
+    each = score.shape[2]
+    grid = grid.repeat_interleave(each, 0) if isinstance(grid, Tensor) else grid
+    return on_grid(gather, score.mT.reshape(-1, score.shape[1]), grid, 1).reshape(len(score), each, -1).mT

@@ -5,14 +5,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from arr_coc.relevance.spread import gather
+from arr_coc.relevance.spread import Grid, gather, on_grid
 
 
 def token_feedback(
     relevance: Tensor,
     features: Tensor,
     feedback: Tensor,
-    grid: tuple[int, int] | None = None,
+    grid: Grid = None,
     radius: int = 0,
 ) -> Tensor:
     """(f_n - x)' u, (B, N): how much better than now the answer would be if only token n were relevant.
@@ -24,12 +24,11 @@ def token_feedback(
         relevance: r as settled, before it is spread, (B, N).
         features: f, (B, N, F).
         feedback: u, the feedback that reaches x = sum_n r_n f_n, (B, F).
-        grid: rows and columns of the tokens, for the spread.
+        grid: rows and columns of the tokens, for the spread; see `on_grid`.
         radius: of the spread.
     """
     score = torch.bmm(features, feedback.unsqueeze(-1)).squeeze(-1)  # f_n' u, (B, N)
-    if grid is not None and radius:
-        score = gather(score, grid, radius)
+    score = on_grid(gather, score, grid, radius)
     return score - (relevance * score).sum(1, keepdim=True)
 
 

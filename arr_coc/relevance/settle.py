@@ -63,17 +63,25 @@ def settle(
     if lateral == 0:
         return Settled(relevance, 0, 0.0)
     support = similarity(features, mask)
-    residual = float("inf")
-    for step in range(1, steps + 1):
+    residual = torch.full_like(relevance[:, 0], torch.inf)
+    step = 0
+    while step < steps:
+        step += 1
         moved = (gamma + lateral * (support @ relevance.unsqueeze(-1)).squeeze(-1)).softmax(1)
-        residual = float((moved - relevance).abs().max())
+        # each sample stands where it stood still, however long its neighbours in the batch go on
+        moved = torch.where((residual < tolerance).unsqueeze(1), relevance, moved)
+        change = (moved - relevance).abs().amax(1)
+        residual = torch.where(residual < tolerance, residual, change)
         relevance = moved
-        if residual < tolerance:
-            return Settled(relevance, step, residual)
-    return Settled(relevance, steps, residual)
+        if bool((residual < tolerance).all()):
+            break
+    return Settled(relevance, step, float(residual.max()))
 
 
-def concentration(relevance: Tensor) -> Tensor:
-    """1 - H(r) / log N, (B,), of r (B, N): 0 for an even spread, 1 for a single token."""
+def concentration(relevance: Tensor, mask: Tensor | None = None) -> Tensor:
+    """1 - H(r) / log N, (B,), of r (B, N): 0 for an even spread, 1 for a single token. N is the number of
+    tokens that exist, where a mask (B, N) says which do."""
     entropy = -torch.special.xlogy(relevance, relevance).sum(1)
-    return 1 - entropy / torch.log(torch.tensor(float(relevance.shape[1])))
+    if mask is None:
+        return 1 - entropy / torch.log(torch.tensor(float(relevance.shape[1])))
+    return 1 - entropy / mask.sum(1).to(entropy).log().clamp_min(torch.finfo(entropy.dtype).tiny)

@@ -5,8 +5,34 @@ all of it: so features are read with weights K r. But an item covers neighbourin
 relevant by itself is a stray: so a map of relevance is r times what stands around it.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
+
+Around = Callable[[Tensor, tuple[int, int], int], Tensor]  # one of the functions below
+Grid = tuple[int, int] | Tensor | None
+
+
+def on_grid(around: Around, values: Tensor, grid: Grid, radius: int) -> Tensor:
+    """What a function of this file makes of values (B, N), each sample on its own grid.
+
+    Args:
+        grid: of all samples; or of each, (B, 2), whose tokens are the first of the N; None, or 0 in a row:
+            they stand in none, and stay as they are.
+        radius: 0: nothing is shared.
+    """
+    if grid is None or not radius:
+        return values
+    if not isinstance(grid, Tensor):
+        return around(values, grid, radius)
+    made = values.clone()
+    for rows, columns in grid.unique(dim=0).tolist():
+        some = ((grid[:, 0] == rows) & (grid[:, 1] == columns)).nonzero().flatten()
+        if rows * columns:
+            first = values[some, : rows * columns]
+            made[some, : rows * columns] = around(first, (rows, columns), radius)
+    return made
 
 
 def supported(relevance: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
