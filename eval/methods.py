@@ -122,6 +122,11 @@ def _backprop(setup: Setup) -> Method:
     return Plugin(setup.store, config)
 
 
+def _ncm(setup: Setup) -> Method:
+    words = isinstance(setup.store, WordStore)
+    return features.NearestMean(features.state if words else features.tower_output)
+
+
 def _ranpac(setup: Setup) -> Method:
     if isinstance(setup.store, WordStore):
         return features.Ridge(features.random_relu(features.state, 2000, setup.seed))
@@ -208,8 +213,9 @@ METHODS: dict[str, Spec] = {
         grid=tuple({"rate": r} for r in RATES),
     ),
     "ncm": Spec(
-        lambda s: features.NearestMean(features.tower_output),
+        _ncm,
         "nearest class mean",
+        bodies=BOTH,
         order_free=True,
         configured=False,
     ),
