@@ -64,7 +64,8 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
             answered.append(answer.scores.float())
             if answer.relevance is not None and batch.mask is not None:
                 true = batch.mask.any(1)  # a sample without a truth has nothing to be pointed at
-                pointed.append(pointing(answer.relevance[true], batch.mask[true]))
+                if true.any():
+                    pointed.append(pointing(answer.relevance[true], batch.mask[true]))
         scores.append(torch.cat(answered))
         hits += [torch.cat(pointed)] if pointed else []
         right.append(store.right(scores[-1], rows))

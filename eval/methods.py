@@ -12,6 +12,7 @@ from arr_coc.eval.methods_features import Method
 from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded, Sparse
 from arr_coc.eval.methods_rivals import BOTH, RIVALS, pooled
 from arr_coc.eval.methods_strategies import HEADS, LORAS, lora
+from arr_coc.eval.percepts_words import WordStore
 from arr_coc.eval.spec import Setup, Spec
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -69,6 +70,11 @@ def _backprop(setup: Setup) -> Method:
         seed=setup.seed,
     )
     return Plugin(setup.store, config)
+
+
+def _ncm(setup: Setup) -> Method:
+    words = isinstance(setup.store, WordStore)
+    return features.NearestMean(features.state if words else features.tower_output)
 
 
 def _ranpac(setup: Setup) -> Method:
@@ -145,8 +151,9 @@ METHODS: dict[str, Spec] = {
         grid=tuple({"rate": r} for r in RATES),
     ),
     "ncm": Spec(
-        lambda s: features.NearestMean(features.tower_output),
+        _ncm,
         "nearest class mean",
+        bodies=BOTH,
         order_free=True,
         configured=False,
     ),

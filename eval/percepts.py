@@ -6,7 +6,7 @@ float16 are 1.5 GB); a `Plan` says in which order of experiences they are met. O
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,24 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def beside(self, taught: Sequence[str]) -> "Store | None":
+        """The samples that none of these classes is the label of, and their classes; None where all are."""
+        kept = [i for i, row in enumerate(self.label.tolist()) if self.classes[row] not in taught]
+        if len(kept) == len(self) or not kept:
+            return self if kept else None
+        classes = [c for c in self.classes if c not in taught]
+        named = ("attention", "context", "own", "image", "pooled", "pixels", "cue")
+        return replace(
+            self,
+            tokens=tuple(t[kept] for t in self.tokens),
+            mask=None if self.mask is None else self.mask[kept],
+            label=torch.tensor([classes.index(self.classes[i]) for i in self.label[kept].tolist()]),
+            classes=classes,
+            place={k: kept.index(row) for k, row in self.place.items() if row in kept},
+            images=None if self.images is None else [self.images[i] for i in kept],
+            **{name: getattr(self, name)[kept] for name in named},
+        )
 
     def batch(self, rows: Tensor, images: list[Any] | None = None) -> Batch:
         """These rows, in this order."""

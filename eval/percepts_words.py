@@ -98,6 +98,10 @@ class WordStore:
     def union(self, classes: list[str]) -> list[str]:
         return self.candidates
 
+    def beside(self, taught: Sequence[str]) -> "WordStore":
+        """All of it: an answer that is taught may be right about other questions too."""
+        return self
+
     def allowed(self, answers: Sequence[str]) -> Tensor:
         """Which tokens occur in these answers, (V,)."""
         said = torch.zeros(self.own.shape[1], dtype=torch.bool)

@@ -24,7 +24,7 @@ from arr_coc.eval.world import World, world
 from arr_coc.eval.world_words import WordWorld, word_world
 from arr_coc.training import streams
 
-GENERATIVE = ("scene-qa",)
+GENERATIVE = ("scene-qa", "easy-vqa")
 TUNING_SEED = 1000  # rates are chosen on this seed's samples, which no run uses
 
 
@@ -254,12 +254,13 @@ def _one_run(
     plan = percepts.plan(stream, store, grid.probe_limit)
     setup = registry.Setup(store, grid.config, grid.cells, seed, here.model, here.processor, settings)
     limit = grid.lora_train if spec.inside else None
-    kept_out = None if held == 0 else here.held
+    kept_out = None if held == 0 else here.held.beside(store.classes)
     raw = one(spec.make(setup), plan, store, grid.batch, kept_out, limit, progress)
     some = [stream.samples[i] for i in range(min(grid.batch, len(stream.samples)))]
     forward = here.forward_seconds(some, store.classes)
     inside = raw["step_seconds"] if spec.inside else raw["step_seconds"] + forward
     tested = None if store.mask is None else store.mask[torch.cat(plan.probes)]
+    tested = tested if tested is not None and tested.any() else None  # a stream without a truth for relevance
     return {
         "stream": grid.stream,
         "label": grid.label,

@@ -203,25 +203,40 @@ class Composer:
 
 def easy_vqa(split: str) -> tuple[list[Image.Image], list[list[Turn]]]:
     """easy-VQA's images at 96 px and the questions on each. split: "train" (4,000) or "test" (1,000)."""
-    if split not in ("train", "test"):
-        raise ValueError(f"no split {split!r}; there are train and test")
-    import easy_vqa as package  # a dev dependency
+    asked = easy_vqa_turns(split)
+    return [easy_vqa_picture(split, i) for i in asked], list(asked.values())
 
-    read, paths = (
-        (package.get_train_questions, package.get_train_image_paths)
-        if split == "train"
-        else (package.get_test_questions, package.get_test_image_paths)
-    )
-    files: dict[int, Any] = paths()
-    turns: dict[int, list[Turn]] = {i: [] for i in sorted(files)}
-    for question, answer, image in zip(*read(), strict=True):
+
+@cache
+def easy_vqa_turns(split: str) -> dict[int, list[Turn]]:
+    """The questions on each of easy-VQA's images, by its number.
+
+    Raises:
+        ValueError: for an unknown split. ImportError: the package easy-vqa is not installed.
+    """
+    turns: dict[int, list[Turn]] = {i: [] for i in sorted(_easy_vqa(split, "image_paths"))}
+    for question, answer, image in zip(*_easy_vqa(split, "questions"), strict=True):
         open_kind = "shape" if answer in items.SHAPES else "colour"
         kind = "yes or no" if answer in ("yes", "no") else open_kind
         turns[image].append(Turn(question, answer, kind))
-    pictures = [
-        Image.open(Path(files[i])).convert("RGB").resize((96, 96), Image.Resampling.BILINEAR) for i in turns
-    ]
-    return pictures, list(turns.values())
+    return turns
+
+
+def easy_vqa_picture(split: str, number: int) -> Image.Image:
+    """One of easy-VQA's images at 96 px."""
+    with Image.open(Path(_easy_vqa(split, "image_paths")[number])) as picture:
+        return picture.convert("RGB").resize((96, 96), Image.Resampling.BILINEAR)
+
+
+@cache
+def _easy_vqa(split: str, what: str) -> Any:
+    if split not in ("train", "test"):
+        raise ValueError(f"no split {split!r}; there are train and test")
+    try:
+        import easy_vqa as package  # a dev dependency
+    except ImportError as error:
+        raise ImportError("easy-VQA comes with the package easy-vqa: pip install easy-vqa") from error
+    return getattr(package, f"get_{split}_{what}")()
 
 
 def _spell(tokenizer: Any, token: int, apart: bool) -> list[int]:

@@ -21,13 +21,7 @@ def make(
         n_train, n_test: images, drawn from the 20,000 and 10,000 that are shipped.
         per_experience: classes per experience; a divisor of 10.
     """
-    available = {split: len(fashion(split)[1]) for split in ("train", "test")}
-    for what, given, most in (
-        ("n_train", n_train, available["train"]),
-        ("n_test", n_test, available["test"]),
-    ):
-        if not 1 <= given <= most:
-            raise ValueError(f"{what}={given!r}: 1 to {most} are possible")
+    checked(n_train, n_test)
     if per_experience not in (1, 2, 5, 10):
         raise ValueError(f"per_experience={per_experience!r}: possible are 1, 2, 5, 10")
     texts = [PROMPT.format(c) for c in fashion("train")[2]]
@@ -38,15 +32,14 @@ def make(
 
     def chosen(split: str, count: int) -> list[tuple[str, int, int]]:
         labels = fashion(split)[1]
-        draw = np.random.default_rng([seed, 0 if split == "train" else 1]).permutation(len(labels))[:count]
-        return [(split, int(i), e) for e, classes in enumerate(taught) for i in draw if labels[i] in classes]
+        draw = drawn(split, seed, count)
+        return [(split, i, e) for e, classes in enumerate(taught) for i in draw if labels[i] in classes]
 
     def render(key: tuple[str, int, int]) -> Sample:
         split, index, experience = key
         images, labels, _ = fashion(split)
-        picture = Image.fromarray(images[index]).resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB")
         return {
-            "image": picture,
+            "image": enlarged(images[index]),
             "candidates": met[experience] if split == "train" else everything,
             "label": texts[labels[index]],
             "context": None,
@@ -55,7 +48,31 @@ def make(
             "index": index,
         }
 
+    def told(key: tuple[str, int, int]) -> str:
+        return texts[fashion(key[0])[1][key[1]]]
+
     test = chosen("test", n_test)
-    probes = [Rendered([k for k in test if k[2] == e], render) for e in range(len(taught))]
+    probes = [Rendered([k for k in test if k[2] == e], render, told) for e in range(len(taught))]
     experiences = [[texts[c] for c in classes] for classes in taught]
-    return Stream(name, Rendered(chosen("train", n_train), render), experiences, everything, list(probes))
+    samples = Rendered(chosen("train", n_train), render, told)
+    return Stream(name, samples, experiences, everything, list(probes))
+
+
+def checked(n_train: int, n_test: int) -> None:
+    """Raises:
+    ValueError: for more images than are shipped, or none."""
+    for what, given, split in (("n_train", n_train, "train"), ("n_test", n_test, "test")):
+        most = len(fashion(split)[1])
+        if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= most:
+            raise ValueError(f"{what}={given!r}: 1 to {most} are possible")
+
+
+def drawn(split: str, seed: int, count: int) -> list[int]:
+    """The first `count` rows of a split in the order that a seed gives it."""
+    chance = np.random.default_rng([seed, 0 if split == "train" else 1])
+    return chance.permutation(len(fashion(split)[1]))[:count].tolist()
+
+
+def enlarged(pixels: np.ndarray) -> Image.Image:
+    """Grey (28, 28) as an RGB picture of the built-in models' size."""
+    return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB")

@@ -104,7 +104,9 @@ def make(
         shuffle = np.random.default_rng([seed, order, 8]).permutation(len(train))
         train = [train[i] for i in shuffle]
     probes = [Rendered([k for k in test if k.turn == e], render) for e in range(len(taught))]
-    return Stream(name, Rendered(train, render), [[k] for k in taught], met[-1], list(probes), met=met)
+    rivals = [list(vocabulary[k]) for k in taught]
+    samples = Rendered(train, render)
+    return Stream(name, samples, [[k] for k in taught], met[-1], list(probes), met=met, rivals=rivals)
 
 
 def _names() -> tuple[str, ...]:

@@ -43,14 +43,28 @@ STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "moving-wrap": ("stream_moving", {"edge": "wrap"}),
     "moving-lead": ("stream_moving", {"lead": 3}),
     "scene-qa": ("stream_scene_qa", {}),
+    "permuted-fashion": ("stream_fashion_domains", {"change": "permuted"}),
+    "rotated-fashion": ("stream_fashion_domains", {"change": "rotated"}),
+    "emoji-vendors": ("stream_emoji", {"by": "artworks"}),
+    "emoji-groups": ("stream_emoji", {"by": "groups"}),
+    "easy-vqa": ("stream_easy_vqa", {}),
 }
 
 
 class Rendered(Sequence[Sample]):
-    """Samples that are made when they are looked at: `render(key)` for each of `keys`."""
+    """Samples that are made when they are looked at: `render(key)` for each of `keys`.
 
-    def __init__(self, keys: Sequence[Any], render: Callable[[Any], Sample]) -> None:
-        self.keys, self.render = keys, render
+    Args:
+        told: the label of a key, where it is known without rendering.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Any],
+        render: Callable[[Any], Sample],
+        told: Callable[[Any], str] | None = None,
+    ) -> None:
+        self.keys, self.render, self.told = keys, render, told
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -75,6 +89,10 @@ class Stream:
         skipped: why and how often a row was passed over; complete once the stream has been walked.
         met: the answers that are possible up to each experience, where experiences are no lists of answers.
         outdated: experiences that a later one contradicts: what is right at the end is not what they taught.
+        rivals: by experience, the answers that its samples' labels are told from, where those are not all
+            classes (questions of another kind have other answers).
+        delay: steps after which the label of a sample comes; who feeds a learner waits so long (see
+            `stream_options.late`).
     """
 
     name: str
@@ -86,6 +104,8 @@ class Stream:
     skipped: Counter[str] = field(default_factory=Counter)
     met: list[list[str]] = field(default_factory=list)
     outdated: tuple[int, ...] = ()
+    rivals: list[list[str]] = field(default_factory=list)
+    delay: int = 0
 
     def __len__(self) -> int:
         """Steps: batches."""
