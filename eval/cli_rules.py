@@ -35,6 +35,9 @@ def _peers(rounds: int, markdown: bool, target: Path | None) -> None:
 def rules(
     tasks: Annotated[str, typer.Option(help="such as digits:2,fashion:4 (task:depth); all by default")] = "",
     only: Annotated[str, typer.Option(help="rows by the name of their rule, separated by commas")] = "",
+    options: Annotated[
+        str, typer.Option(help="further options of those rules, such as '{\"precision\": 0.1}'")
+    ] = "",
     seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
     quick: Annotated[bool, typer.Option(help="digits, two seeds, few passes: under two minutes")] = False,
     online: Annotated[bool, typer.Option(help="one pass, one sample at a time")] = False,
@@ -65,6 +68,9 @@ def rules(
             _peers(5 if quick else 100, markdown, targets[0])
             return
         entries = rules_entries.chosen([n for n in only.split(",") if n])
+        if options and not only:
+            raise ValueError("--options are of certain rules: say which with --only")
+        entries = rules_entries.changed(entries, options)
         columns, regime = rules_entries.setting(tasks, quick, online, readout)
         with bar() as follow:
             runs = rules_table.run(

@@ -5,8 +5,9 @@ A new row is an `Entry` here; a new task is a function in `rules_tasks`.
 
 import difflib
 import inspect
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from arr_coc.eval import rules_tasks
 from arr_coc.eval.rules_train import Entry
@@ -139,6 +140,35 @@ def chosen(names: Sequence[str]) -> tuple[Entry, ...]:
         if name not in RULES:
             raise ValueError(f"rule {name!r}: possible are {', '.join(RULES)}")
     return tuple(e for e in ENTRIES if not names or e.rule in names or e.name in (BASELINE, FROZEN))
+
+
+def changed(entries: Sequence[Entry], options: str) -> tuple[Entry, ...]:
+    """The entries with further options of their rules, but for what they are compared with.
+
+    Args:
+        options: a JSON object, such as '{"precision": 0.1}'; empty for none.
+
+    Raises:
+        ValueError: for text that is no object, or an option that one of the rules does not have.
+    """
+    if not options:
+        return tuple(entries)
+    try:
+        more = json.loads(options)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"options {options!r} are no JSON: {error}") from error
+    if not isinstance(more, dict):
+        raise ValueError(f"options {options!r}: a JSON object of names and values is needed")
+    said = ", ".join(f"{name} {value}" for name, value in more.items())
+    made = []
+    for entry in entries:
+        if entry.name not in (BASELINE, FROZEN):
+            make_rule(entry.rule, {**entry.options, **more})
+            entry = replace(
+                entry, name=f"{entry.name}, {said}", options={**entry.options, **more}, published=""
+            )
+        made.append(entry)
+    return tuple(made)
 
 
 def places(text: str) -> tuple[tuple[str, int], ...]:

@@ -118,10 +118,26 @@ def test_the_command_explains_and_names_what_is_possible() -> None:
         (["--quick", "--online"], "leave --tasks and --online out"),
         (["--readout", "precision"], "add --online"),
         (["--online", "--readout", "exact"], "delta, precision"),
+        (["--options", "{}"], "--only"),
+        (["--only", "stdp", "--options", "precision=1"], "no JSON"),
+        (["--only", "stdp", "--options", "[1]"], "a JSON object"),
+        (["--only", "stdp", "--options", '{"precise": 1}'], "precise"),
     ):
         said = runner.invoke(app, ["rules", *wrong])
         assert said.exit_code == 2
         assert hint in said.output
+
+
+def test_further_options_are_those_of_the_chosen_rows_alone() -> None:
+    plain = rules_entries.chosen(["predictive_coding"])
+    rows = rules_entries.changed(plain, '{"precision": 0.1}')
+    assert rules_entries.changed(plain, "") == plain
+    for before, after in zip(plain, rows, strict=True):
+        if before.rule == "predictive_coding":
+            assert after.options == {**before.options, "precision": 0.1}
+            assert after.name == f"{before.name}, precision 0.1"
+        else:
+            assert after == before
 
 
 def test_quick_prints_tables_and_writes_json_and_a_page(tmp_path, monkeypatch) -> None:
