@@ -174,7 +174,8 @@ class ArrCocModel(AdapterSet):
     ) -> Any:
         """The model's own forward and output class, with learned scores, `.relevance` (B, N) and `.surprise`
         (B,); with `sequence` in a config, `.text_relevance` and `.text_surprise`, one per place in
-        `input_ids`.
+        `input_ids`. `.loss`, where labels are passed or `return_loss`, is that of the scores given (see
+        `losses`), not the bare model's; it has no gradient.
 
         Args:
             context_ids: for a dual encoder, the text that says what relevance is asked for, (B, T) or (T,);

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from arr_coc.adapters import losses
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import finite_inputs, token_ids
 from arr_coc.adapters.families import family_of
@@ -281,7 +282,10 @@ class DualEncoderBody:
             raise ValueError("return_dict=False leaves no place for relevance; use return_dict=True")
         answer = learner.answer(self.percept(capture, output, context, inputs))
         keys = self.keys(inputs["input_ids"], inputs.get("attention_mask"))
-        logits = learner.fuse(self.own_logits(output), keys, answer)
+        own = self.own_logits(output)
+        logits = learner.fuse(own, keys, answer)
+        if getattr(output, "loss", None) is not None:
+            output.loss = losses.of_pairs(output.loss, own, logits)
         setattr(output, _scores(output), logits)
         output.logits_per_text = logits.T
         output.relevance, output.surprise = answer.relevance, answer.surprise

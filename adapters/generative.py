@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arr_coc.adapters import losses
 from arr_coc.adapters.answers import IGNORE, token_rows
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import finite_inputs, token_ids
@@ -363,6 +364,9 @@ class GenerativeBody:
             answer = learner.answer(self.percept(capture, seen, sample, rows[index], index))
             column = columns[index]
             logits[sample, column] = learner.fuse(logits[sample, column], known, answer)
+        if getattr(output, "loss", None) is not None:
+            taught, items = self.taught(self.now.asked["labels"]), self.now.asked.get("num_items_in_batch")
+            output.loss = losses.of_words(output.loss, output.logits, logits, taught, items)
         output.logits = logits
         ends = torch.arange(1, len(shown) + 1) * len(some) - 1
         output.relevance, output.surprise = answer.relevance[ends], answer.surprise[ends]

@@ -2,9 +2,9 @@
 
 Of each: attached outputs equal the bare model's bit for bit before anything is learned, with learning off and
 after detach; relevance has one value per visual token and sums to 1; learning moves the answer to the label;
-a saved adapter goes on where it stopped; `generate` writes what was taught, where the model can generate, and
-what it writes can be rewarded; the
-backbone's weights are the same at the end, and no hook is left.
+what is said and learned of a sample is what it would be alone, whatever stands beside it in the batch; a
+saved adapter goes on where it stopped; `generate` writes what was taught, where the model can generate, and
+what it writes can be rewarded; the backbone's weights are the same at the end, and no hook is left.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from arr_coc.adapters.answers import behind, labels_for
 from arr_coc.adapters.attach import ArrCocModel, attach
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.config import ArrCocConfig
+from arr_coc.eval.alone import compared, lesson, scores
 from arr_coc.eval.report import write
 from arr_coc.eval.tiny_inputs import example
 from arr_coc.eval.tiny_models import architectures, class_of, tiny_model
@@ -64,21 +64,14 @@ def hooks_in(model: Any) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-def scores(output: Any) -> Tensor:
-    """The logits of a dual encoder's or a generative model's output."""
-    names = ("logits_per_image", "logits_per_video", "logits")
-    return next(getattr(output, n) for n in names if getattr(output, n, None) is not None)
-
-
 def taught(attached: ArrCocModel, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """The inputs with answers behind them, and the labels that teach them."""
-    if not isinstance(attached.body, GenerativeBody):
-        return inputs, torch.tensor([1, 0])
-    answers = torch.tensor([[a] for a in ANSWERS])
-    if attached.body.encoder_decoder:
-        return inputs, answers
-    family = attached.body.family
-    return behind(inputs, answers, family), labels_for(inputs, answers, None, family)
+    return lesson(attached, inputs, answers_of(attached))
+
+
+def answers_of(attached: ArrCocModel) -> Tensor:
+    """What the two samples are taught: token ids, or rows among the candidates."""
+    return torch.tensor(ANSWERS if isinstance(attached.body, GenerativeBody) else [1, 0])
 
 
 def probability(attached: ArrCocModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -128,6 +121,8 @@ def check(model: Any, task: str) -> Record:
             record["written"] = _written(attached, inputs)
             if record["written"] in ("yes", "no"):
                 _rewarded(attached, inputs)
+        differs, record["alone"] = compared(attached, inputs, answers_of(attached))
+        promise(not differs, differs)
     finally:
         attached.detach()
     promise(hooks_in(model) == hooks, "no hook is left")

@@ -1,12 +1,14 @@
 """The compatibility sweep: tiny models of the architectures, attached to; and that a broken promise shows."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from arr_coc.adapters import pretrained
+from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.eval import sweep
 from arr_coc.eval.cli import app
@@ -71,6 +73,38 @@ def test_a_body_that_breaks_a_promise_is_caught(monkeypatch: pytest.MonkeyPatch)
     assert record["built"]
     assert not record["held"]
     assert "before learning" in record["why"]
+
+
+@pytest.mark.parametrize("mixed", ["tokens", "context", "state", "grid", "nothing"])
+@pytest.mark.parametrize("kind", ["clip", "llava", "t5gemma2"])
+def test_samples_that_are_mixed_up_in_a_batch_are_caught(
+    kind: str, mixed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attached outputs were compared with the bare model's alone, and learning as a whole: each sample might
+    have had the other's."""
+    if (kind, mixed) in (("clip", "state"), ("t5gemma2", "grid")):
+        pytest.skip("it has none")
+    task = "dual" if kind == "clip" else "generative"
+    body = DualEncoderBody if task == "dual" else GenerativeBody
+    honest = body.percept
+
+    def flipped(self, *given):
+        seen = honest(self, *given)
+        if seen.batch == 1 or mixed == "nothing":
+            return seen
+        if mixed == "grid":  # neighbours share only where a sample is alone
+            return replace(seen, grid=None)
+        if mixed == "tokens":
+            return replace(seen, tokens=tuple(t.flip(0) for t in seen.tokens), made=None)
+        return replace(seen, **{mixed: getattr(seen, mixed).flip(0)})
+
+    monkeypatch.setattr(body, "percept", flipped)
+    record = sweep.one(kind, task)
+    assert record["held"] == (mixed == "nothing"), record
+    if record["held"]:
+        assert record["alone"]["batch"] == "yes"
+    else:
+        assert "alone" in record["why"] or "learning" in record["why"], record["why"]
 
 
 def test_the_command_prints_the_table_and_the_records(tmp_path) -> None:
