@@ -36,7 +36,9 @@ def demo(
 
 @app.command(name="eval")
 def evaluate(
-    stream: Annotated[list[str], typer.Argument(help="streams, by name")],
+    stream: Annotated[
+        list[str], typer.Argument(help="by name: split-fashion, or 'split-fashion?noise=0.2&shots=5'")
+    ],
     methods: Annotated[str, typer.Option(help="names, separated by commas; all by default")] = "",
     seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
     orders: Annotated[str, typer.Option(help="orders of experiences, such as 0-2")] = "0-2",
@@ -60,16 +62,15 @@ def evaluate(
 ) -> None:
     """Every method on the same stream, seeds and orders: the table, and the raw records it comes from."""
     from arr_coc.eval import run as grid
-    from arr_coc.training.streams import load
 
     with errors():
-        for name in stream:
-            load(name)
+        setups = [grid.Grid(name, batch, n_train, n_test, lora_train=lora_train) for name in stream]
+        for setup in setups:
+            setup.load(0, 0)
         wanted = [m for m in methods.split(",") if m] or None
         runs: list[dict[str, Any]] = []
         with bar() as follow:
-            for name in stream:
-                setup = grid.Grid(name, batch, n_train, n_test, lora_train=lora_train)
+            for setup in setups:
                 runs += grid.run(
                     setup, wanted, numbers(seeds), numbers(orders), model, out, cache, held, follow
                 )

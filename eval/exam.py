@@ -5,6 +5,7 @@ union of probes 1..k with the answers restricted to the classes of 1..k; P and C
 """
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +111,11 @@ def one(
 ) -> Record:
     """One pass of a method over one order; returns the raw matrices, seconds and bytes.
 
+    Where labels come late (`Stream.delay` d), step s + d teaches what step s showed: the harness holds those
+    samples until their labels come, and no longer (`samples_waiting`, at most; they are not the method's
+    bytes). What waits when an experience ends is not known to its examination; after the last sample the
+    labels that are still to come come before the last one.
+
     Args:
         size: samples per step.
         held: for zero-shot retention; None to leave it out.
@@ -119,23 +125,34 @@ def one(
     exams: list[Exam | None] = [None if last_only else examine(method, plan, store, 0)]
     before = None if held is None else zero_shot(method, held, store.classes)
     kept = percepts.thin(len(plan.train), n_train)
-    spent, steps, examining = 0.0, 0, 0.0
+    spent, steps, examining, most = 0.0, 0, 0.0, 0
+    waiting: deque[list[int]] = deque()
+
+    def learn(some: list[int]) -> None:
+        nonlocal spent, steps
+        images = pictures(plan, "train", some) if method.needs_images else None
+        batch = store.batch(plan.train[some], images)
+        began = time.perf_counter()
+        method.observe(batch)
+        spent += time.perf_counter() - began
+        steps += 1
+        if progress is not None and steps % 50 == 0:
+            progress("learning", steps * size, len(kept))
+
     for over, end in enumerate(plan.ends, 1):
         begin = plan.ends[over - 2] if over > 1 else 0
         turn = [i for i in kept if begin <= i < end]
         for start in range(0, len(turn), size):
-            some = turn[start : start + size]
-            images = pictures(plan, "train", some) if method.needs_images else None
-            batch = store.batch(plan.train[some], images)
-            began = time.perf_counter()
-            method.observe(batch)
-            spent += time.perf_counter() - began
-            steps += 1
-            if progress is not None and steps % 50 == 0:
-                progress("learning", steps * size, len(kept))
+            waiting.append(turn[start : start + size])
+            most = max(most, sum(map(len, waiting)))
+            if len(waiting) > plan.stream.delay:
+                learn(waiting.popleft())
+        last = over == len(plan.ends)
+        while last and waiting:
+            learn(waiting.popleft())
         began = time.perf_counter()
         method.experience_over()
-        if over == len(plan.ends):
+        if last:
             method.finish()
         spent += time.perf_counter() - began
         began = time.perf_counter()
@@ -153,6 +170,7 @@ def one(
         "zero_shot_after": after,
         "n_learned": len(kept),
         "n_probe": [len(rows) for rows in plan.probes],
+        "samples_waiting": most if plan.stream.delay else 0,
         "steps": steps,
         "step_seconds": spent / max(steps, 1),
         "exam_seconds": examining,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from arr_coc.adapters.dual_encoder import text_embedding
 from arr_coc.percept import Percept
-from arr_coc.training.streams import Sample, Stream
+from arr_coc.training.streams import Sample, Stream, answers_met, outline
 
 PIXELS = 24  # side of the raw pictures that the pixel controls see
 
@@ -206,17 +206,6 @@ class Plan:
     places: list[list[int]]
 
 
-def outline(samples: Sequence[Sample]) -> tuple[list[int], list[int]]:
-    """Index and experience of every sample, without rendering where the keys say them already."""
-    keys: Sequence[Any] = getattr(samples, "keys", [])
-    if len(keys) and all(hasattr(k, "index") and hasattr(k, "turn") for k in keys):
-        return [k.index for k in keys], [k.turn for k in keys]
-    if len(keys) and all(isinstance(k, tuple) and len(k) == 3 and isinstance(k[0], str) for k in keys):
-        return [k[1] for k in keys], [k[2] for k in keys]
-    seen = [(s["index"], s["experience"]) for s in samples]
-    return [i for i, _ in seen], [e for _, e in seen]
-
-
 def thin(count: int, limit: int | None) -> list[int]:
     """At most `limit` of `count` places, evenly spread; all of them without a limit."""
     if limit is None or limit >= count:
@@ -241,11 +230,8 @@ def plan(stream: Stream, store: Store, probe_limit: int | None = None) -> Plan:
     for probe, kept in zip(stream.probes, places, strict=True):
         asked, _ = outline(probe)
         probes.append(torch.tensor([store.place["test", asked[i]] for i in kept]))
-    met = stream.met or [[n for e in stream.experiences[: k + 1] for n in e] for k in range(count)]
-    if not {n for e in met for n in e} <= set(stream.classes):  # experiences are cues: any class may be meant
-        met = [stream.classes] * count
     train = torch.tensor([store.place["train", i] for i in index])
-    return Plan(train, ends, probes, stream.experiences, met, stream, places)
+    return Plan(train, ends, probes, stream.experiences, answers_met(stream), stream, places)
 
 
 def perceive_all(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ def fingerprint(model: nn.Module) -> str:
 def cache_path(folder: Path, stream: str, options: dict[str, Any], seed: int, model: nn.Module) -> Path:
     """Where a store of these samples under this model is kept."""
     said = json.dumps([stream, sorted(options.items()), seed, fingerprint(model)])
-    return folder / f"percepts-{stream}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
+    plain = re.sub(r"[^\w.-]+", "-", stream)  # options stand behind a name with ? and &
+    return folder / f"percepts-{plain}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
 
 
 _TENSORS = ("attention", "context", "own", "image", "pooled", "pixels", "label", "cue")

@@ -22,7 +22,7 @@ from arr_coc.eval.jsonl import append, read
 from arr_coc.eval.percepts import Progress
 from arr_coc.eval.world import World, world
 from arr_coc.eval.world_words import WordWorld, word_world
-from arr_coc.training import streams
+from arr_coc.training import stream_options, streams
 
 GENERATIVE = ("scene-qa", "easy-vqa")
 TUNING_SEED = 1000  # rates are chosen on this seed's samples, which no run uses
@@ -33,7 +33,8 @@ class Grid:
     """What is run.
 
     Args:
-        stream: a name of `streams.STREAMS`.
+        stream: a name of `streams.STREAMS`, with options behind it or not; kept in one form, so that the same
+            options are the same stream however they were written.
         batch: samples per step.
         n_train, n_test: options of the stream; None for its own.
         probe_limit: samples per probe at most; the counts stand in the records.
@@ -54,6 +55,9 @@ class Grid:
     options: tuple[tuple[str, Any], ...] = ()
     config: ArrCocConfig = field(default_factory=ArrCocConfig)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stream", stream_options.written(self.stream))
+
     def load(self, seed: int, order: int, **changes: Any) -> streams.Stream:
         sizes = {"n_train": self.n_train, "n_test": self.n_test}
         named = {k: v for k, v in sizes.items() if v is not None} | dict(self.options) | changes
@@ -67,11 +71,12 @@ class Grid:
     @property
     def body(self) -> str:
         """The kind of model that the stream is for: "generative" for questions, else "dual"."""
-        return "generative" if self.stream in GENERATIVE else "dual"
+        return "generative" if stream_options.split_name(self.stream)[0] in GENERATIVE else "dual"
 
     @property
     def cells(self) -> int:
-        return 3 if "3x3" in self.stream or dict(self.options).get("grid") == 3 else 2
+        plain, said = stream_options.split_name(self.stream)
+        return 3 if "3x3" in plain or said.get("grid") == "3" or dict(self.options).get("grid") == 3 else 2
 
     def key(self, method: str, seed: int, order: int, model: str, held: int | None = 0) -> str:
         """What tells one run from another; `held` as in `run`."""

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arr_coc.eval.percepts import outline
 from arr_coc.training import stream_same, streams
 from arr_coc.training.items import FASHION_CLASSES
 from arr_coc.training.scenes import COLOURS, CUE_COLOURS, cell_mask
@@ -159,7 +158,7 @@ def test_train_and_test_share_nothing() -> None:
 def test_its_outline_is_known_without_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = load()
     monkeypatch.setattr(stream_same, "compose", None)
-    index, turn = outline(stream.samples)
+    index, turn = streams.outline(stream.samples)
     assert sorted(index) == list(range(120))
     assert set(turn) == {0}
     with pytest.raises(TypeError):

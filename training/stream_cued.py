@@ -87,6 +87,10 @@ def make(
             "index": key.index,
         }
 
+    def told(key: _Key) -> str:
+        chance = np.random.default_rng([seed, key.split == "test", key.index])
+        return texts[_scene(cues, grid, key, chance, forced.get((key.split, key.index)))[1]]
+
     def keys(split: str, count: int) -> list[_Key]:
         each = count // len(teaching)
         # the index counts by attribute value, not by turn: orders share their scenes
@@ -104,9 +108,9 @@ def make(
     if mixed:
         shuffle = np.random.default_rng([seed, order, 8]).permutation(len(train))
         train = [train[i] for i in shuffle]
-    probes = [Rendered([k for k in test if k.turn == e], render) for e in range(len(experiences))]
+    probes = [Rendered([k for k in test if k.turn == e], render, told) for e in range(len(experiences))]
     outdated = tuple(range(values)) if cues == "reversed" else ()
-    return Stream(name, Rendered(train, render), experiences, texts, list(probes), outdated=outdated)
+    return Stream(name, Rendered(train, render, told), experiences, texts, list(probes), outdated=outdated)
 
 
 def _words(cues: str, grid: int) -> tuple[str, ...]:

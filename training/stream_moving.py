@@ -122,6 +122,9 @@ def make(
             "index": key.index,
         }
 
+    def told(key: Key) -> str:
+        return texts[shown(key).label]
+
     def keys(split: str, count: int, turns: Sequence[int]) -> list[Key]:
         return [Key(split, 0, s, f, s * frames + f) for s in turns for f in range(frames)]
 
@@ -130,7 +133,7 @@ def make(
 
     shuffle = np.random.default_rng([seed, order, 8]).permutation(scenes(n_train)).tolist()
     train, test = keys("train", n_train, shuffle), keys("test", n_test, range(scenes(n_test)))
-    return Stream(name, Rendered(train, render), [texts], texts, [Rendered(test, render)])
+    return Stream(name, Rendered(train, render, told), [texts], texts, [Rendered(test, render, told)])
 
 
 @lru_cache(maxsize=32)

@@ -91,6 +91,9 @@ def make(
             "index": key.index,
         }
 
+    def told(key: _Key) -> str:
+        return ANSWERS[0] if asked(classes, key.number)[0] else ANSWERS[1]
+
     def keys(split: str, count: int) -> list[_Key]:
         each = count // least * unit
         return [_Key(split, 0, p, n, p * each + n) for p in range(len(PAIRS)) for n in range(each)]
@@ -98,8 +101,8 @@ def make(
     train, test = keys("train", n_train), keys("test", n_test)
     shuffle = np.random.default_rng([seed, order, 8]).permutation(len(train))
     answers = list(ANSWERS)
-    samples = Rendered([train[i] for i in shuffle], render)
-    return Stream(name, samples, [answers], answers, [Rendered(test, render)])
+    samples = Rendered([train[i] for i in shuffle], render, told)
+    return Stream(name, samples, [answers], answers, [Rendered(test, render, told)])
 
 
 def asked(classes: int, number: int) -> tuple[bool, tuple[int, int, int, int]]:

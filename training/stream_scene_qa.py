@@ -77,10 +77,16 @@ def make(
     vocabulary = _answers(grid)
     met = [list(dict.fromkeys(a for k in taught[: e + 1] for a in vocabulary[k])) for e in range(len(taught))]
 
-    def render(key: _Key) -> Sample:
+    def asks(key: _Key) -> tuple[_Asked, np.random.Generator]:
         code = KINDS.index(key.kind)
         chance = np.random.default_rng([seed, 40 + (key.split == "test"), code, key.number])
-        asked = _ASK[key.kind](grid, key.number, chance)
+        return _ASK[key.kind](grid, key.number, chance), chance
+
+    def told(key: _Key) -> str:
+        return asks(key)[0].answer
+
+    def render(key: _Key) -> Sample:
+        asked, chance = asks(key)
         drawn = [_draw(key.split, i, c, chance) for i, c in zip(asked.items, asked.colours, strict=True)]
         image, masks = compose(drawn, grid, background(chance), chance)
         return {
@@ -103,9 +109,9 @@ def make(
     if mixed:
         shuffle = np.random.default_rng([seed, order, 8]).permutation(len(train))
         train = [train[i] for i in shuffle]
-    probes = [Rendered([k for k in test if k.turn == e], render) for e in range(len(taught))]
+    probes = [Rendered([k for k in test if k.turn == e], render, told) for e in range(len(taught))]
     rivals = [list(vocabulary[k]) for k in taught]
-    samples = Rendered(train, render)
+    samples = Rendered(train, render, told)
     return Stream(name, samples, [[k] for k in taught], met[-1], list(probes), met=met, rivals=rivals)
 
 

@@ -8,6 +8,7 @@ can be kept).
 
 import difflib
 import importlib
+import inspect
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -55,14 +56,14 @@ class Rendered(Sequence[Sample]):
     """Samples that are made when they are looked at: `render(key)` for each of `keys`.
 
     Args:
-        told: the label of a key, where it is known without rendering.
+        told: the label of a key, where it is known without rendering; None for a bad row.
     """
 
     def __init__(
         self,
         keys: Sequence[Any],
         render: Callable[[Any], Sample],
-        told: Callable[[Any], str] | None = None,
+        told: Callable[[Any], str | None] | None = None,
     ) -> None:
         self.keys, self.render, self.told = keys, render, told
 
@@ -147,7 +148,8 @@ def load(
     """A built-in stream.
 
     Args:
-        name: one of STREAMS.
+        name: one of STREAMS, with options behind it where they are wanted: its own, or those of every stream
+            (`stream_options`), as in "split-fashion?blurry=0.1&noise=0.2".
         seed: of the samples.
         split: "train", or "test" for a stream of the held-out samples.
         order: of the experiences: 0, 1, 2, ... are permutations drawn from the seed.
@@ -157,33 +159,91 @@ def load(
     Raises:
         ValueError: for an unknown name (the nearest is named), split, order, batch or option.
     """
-    if name not in STREAMS:
-        near = difflib.get_close_matches(name, STREAMS, n=1, cutoff=0.0)
+    from arr_coc.training import stream_options  # it changes streams, and so knows this module
+
+    plain, said = stream_options.split_name(name)
+    if plain not in STREAMS:
+        near = difflib.get_close_matches(plain, STREAMS, n=1, cutoff=0.0)
         raise ValueError(
-            f"no stream is called {name!r}; the nearest is {near[0]!r}. There are {', '.join(STREAMS)}"
+            f"no stream is called {plain!r}; the nearest is {near[0]!r}. There are {', '.join(STREAMS)}"
         )
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: possible are 'train', 'test'")
     for what, given, least in (("seed", seed, 0), ("order", order, 0), ("batch", batch, 1)):
         if isinstance(given, bool) or not isinstance(given, int) or given < least:
             raise ValueError(f"{what}={given!r}: a whole number of at least {least} is needed")
-    module_name, fixed = STREAMS[name]
+    module_name, fixed = STREAMS[plain]
     module = importlib.import_module(f"arr_coc.training.{module_name}")
     free = [option for option in module.OPTIONS if option not in fixed]
     for option in options:
         if option not in free:
             near = difflib.get_close_matches(option, free, n=1, cutoff=0.0)
             raise ValueError(
-                f"{name} has no option {option!r}; the nearest is {near[0]!r}. "
+                f"{plain} has no option {option!r}; the nearest is {near[0]!r}. "
                 f"Its options are {', '.join(free)}"
             )
-    stream: Stream = module.make(name, seed=seed, order=order, **{**fixed, **options})
+        if option in said:
+            raise ValueError(f"{option} is given twice: {options[option]!r}, and in {name!r}")
+    own = {k: _value(k, v, module.make) for k, v in said.items() if k in free}
+    further = stream_options.checked({k: v for k, v in said.items() if k not in free}, free)
+    stream: Stream = module.make(
+        stream_options.written(name), seed=seed, order=order, **{**fixed, **own, **options}
+    )
+    stream = stream_options.apply(stream, seed, order, **further)
     stream.batch = batch
     if split == "test":
         keys = [(p, i) for p, probe in enumerate(stream.probes) for i in range(len(probe))]
         probes = stream.probes
         stream.samples = Rendered(keys, lambda key: probes[key[0]][key[1]])
     return stream
+
+
+def _value(name: str, text: str, make: Callable[..., Any]) -> Any:
+    """What is written behind a stream's name, as the kind of value that the option's own default is."""
+    default = inspect.signature(make).parameters[name].default
+    if isinstance(default, tuple):
+        return tuple(text.split(","))
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise ValueError(f"{name}={text}: possible are true, false")
+        return text == "true"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name}={text}: a whole number is needed") from None
+
+
+def outline(samples: Sequence[Sample]) -> tuple[list[int], list[int]]:
+    """Index and experience of every sample, without rendering where the keys say them already."""
+    keys: Sequence[Any] = getattr(samples, "keys", [])
+    if len(keys) and all(hasattr(k, "index") and hasattr(k, "turn") for k in keys):
+        return [k.index for k in keys], [k.turn for k in keys]
+    if len(keys) and all(isinstance(k, tuple) and len(k) == 3 and isinstance(k[0], str) for k in keys):
+        return [k[1] for k in keys], [k[2] for k in keys]
+    seen = [(s["index"], s["experience"]) for s in samples]
+    return [i for i, _ in seen], [e for _, e in seen]
+
+
+def labels(samples: Sequence[Sample]) -> list[str | None]:
+    """The label of every sample, without rendering where the keys tell it; None for a bad row."""
+    if isinstance(samples, Rendered) and samples.told is not None:
+        return [samples.told(key) for key in samples.keys]
+    found: list[str | None] = []
+    for place in range(len(samples)):
+        try:
+            found.append(samples[place]["label"])
+        except BadRow:
+            found.append(None)
+    return found
+
+
+def answers_met(stream: Stream) -> list[list[str]]:
+    """The answers that are possible up to each experience; all classes, where experiences are cues."""
+    count = len(stream.experiences)
+    met = stream.met or [[n for e in stream.experiences[: k + 1] for n in e] for k in range(count)]
+    return met if {n for e in met for n in e} <= set(stream.classes) else [stream.classes] * count
 
 
 def from_dataset(
@@ -228,7 +288,8 @@ def from_dataset(
     turns = [_turn(value) for value in data[experience]] if experience else [0] * len(said)
     classes = list(dict.fromkeys(text for text in said if text is not None))
 
-    def render(place: int) -> Sample:
+    def render(key: tuple[str, int, int]) -> Sample:
+        place = key[1]
         row, text, turn = raw[place], said[place], turns[place]
         if text is None:
             raise BadRow("no label")
@@ -251,7 +312,8 @@ def from_dataset(
         for e in sorted({t for t in turns if t is not None})
     ]
     name = str(source) if isinstance(source, (str, Path)) else "dataset"
-    return Stream(name, Rendered(range(len(said)), render), taught, classes, [], batch)
+    keys = [("train", place, turn or 0) for place, turn in enumerate(turns)]
+    return Stream(name, Rendered(keys, render, lambda key: said[key[1]]), taught, classes, [], batch)
 
 
 def _class_text(value: Any, names: Sequence[str] | None, prompt: str) -> str | None:
