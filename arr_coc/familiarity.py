@@ -6,6 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+CHECKED = 512  # a sample counts twice: watched, and learned
+# of P, above which it is solved anew: rounding in A itself, which recursion does not have, is less than that,
+# and the recursion the better of the two, unless features are so large that it loses a small eigenvalue
+DRIFT = 1e-2
+
 
 class Familiarity(nn.Module):
     """A = sum w x x', P = (A + rho I)^-1, and the log predictive variance that samples had before they were
@@ -107,6 +112,33 @@ class Familiarity(nn.Module):
         factor = torch.linalg.cholesky(self.gram + self.ridge * self.eye())
         self.precision.copy_(torch.cholesky_inverse(factor))
         return factor
+
+    def counted(self) -> float:
+        """Samples watched, and samples learned."""
+        return float(self.leverage[0] + self.leverage[4])
+
+    def due(self, before: float) -> bool:
+        """Whether it is time to look for drift: every `CHECKED`-th of those that are `counted`."""
+        return before // CHECKED < self.counted() // CHECKED
+
+    def drifted(self, precision: Tensor, gram: Tensor) -> bool:
+        """Whether rounding in the recursion has taken P away from (A + rho I)^-1.
+
+        For P = Q + E, Q the inverse, P - P (A + rho I) P = -E - E (A + rho I) E: to first order in E its
+        product with a v of random signs is -E v, which takes three products with a vector and no inverse.
+        """
+        draw = torch.Generator().manual_seed(self.width)
+        signs = torch.randint(2, (self.width,), generator=draw).to(precision) * 2 - 1
+        now = precision @ signs
+        error = now - precision @ (gram @ now + self.ridge * now)
+        if bool(error.abs().max() <= DRIFT * now.abs().max()):
+            return False
+        return int(torch.linalg.cholesky_ex(gram + self.ridge * self.eye()).info) == 0  # A has to be better
+
+    def repair(self, before: float) -> None:
+        """Solve anew if that is due and P has drifted."""
+        if self.due(before) and self.drifted(self.precision, self.gram):
+            self.solve()
 
     def eye(self) -> Tensor:
         return torch.eye(self.width, dtype=torch.float64, device=self.gram.device)

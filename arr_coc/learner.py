@@ -255,12 +255,18 @@ class Learner(nn.Module):
 
         Raises:
             ValueError: for another number of labels, or a source that cannot be one.
-            FloatingPointError: if the rule asks for an update that is not finite; then nothing has changed.
+            FloatingPointError: if the features, or the update that the rule asks for, are not finite; then
+                nothing has changed.
         """
         if len(keys) != percept.batch:
             raise ValueError(f"{len(keys)} labels were given for a batch of {percept.batch}")
         check(self, source)
         answer = self.answer(percept)
+        if not bool(torch.isfinite(answer.climb.phi).all() and torch.isfinite(answer.scene).all()):
+            raise FloatingPointError(
+                f"the features of the sample at {int(self.step)} are not finite: its activations overflow "
+                "float32; nothing was changed"
+            )
         classes, met = len(self.classes), self.readout.last_met.clone()
         rows = self.readout.rows(keys, grow=True).to(answer.values.device)
         # classes that appeared just now have had the value 0

@@ -122,9 +122,21 @@ class PrecisionReadout(nn.Module):
     def learn(self, phi: Tensor, rows: Tensor, weight: Tensor | None = None) -> None:
         """Count samples in: phi (B, D), the row of each one's class (B,), what each weighs (B,) (default
         1)."""
-        p = phi.to(self.weight)
+        p, before = phi.to(self.weight), self.familiarity.counted()
         w = torch.ones(len(p), dtype=p.dtype, device=p.device) if weight is None else weight.to(p)
         self._learn(p, rows, w * self._fade(p))
+        self._repair(before)
+
+    def _repair(self, before: float) -> None:
+        """Solve anew where rounding has led the recursion astray, as huge features do."""
+        if self.forgetting != 1 or not self.familiarity.due(before):  # who forgets solves now and then anyway
+            return
+        inside = self.familiarity
+        alone = zip(self.partial_precision, self.partial, strict=True)
+        if inside.drifted(inside.precision, inside.gram) or any(
+            inside.drifted(precision, inside.gram + own) for precision, own in alone
+        ):
+            self.solve()
 
     def _fade(self, p: Tensor) -> Tensor:
         """Let all that was counted age by the samples (B, D) that come now; what each of those weighs when
@@ -168,7 +180,7 @@ class PrecisionReadout(nn.Module):
 
         An outcome of 1 says that all other classes were worth 0; any other says nothing about them.
         """
-        p, worth = phi.to(self.weight), outcomes.to(self.weight)
+        p, worth, before = phi.to(self.weight), outcomes.to(self.weight), self.familiarity.counted()
         rows, w = rows.to(self.weight.device), self._fade(p)
         right = worth == 1
         if right.any():
@@ -176,6 +188,7 @@ class PrecisionReadout(nn.Module):
         for row in rows[~right].unique().tolist():
             some = (rows == row) & ~right
             self._learn_alone(row, p[some], worth[some], w[some])
+        self._repair(before)
 
     def _learn_alone(self, row: int, p: Tensor, target: Tensor, w: Tensor) -> None:
         """Count (B, D) in for one row, which has statistics of its own from now on."""

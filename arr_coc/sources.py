@@ -209,7 +209,9 @@ def count(
         learner.readout.learn(phi, rows, weight)
     else:
         learner.readout.learn_outcomes(phi, rows, outcomes)
+    counted = learner.scenes.counted()
     learner.scenes.learn(scene)
+    learner.scenes.repair(counted)
     if learner.sources is not None:
         said = (phi, scene, rows, weight, outcomes)
         learner.sources.add(source or UNNAMED, *said, watched(learner) - before)

@@ -10,16 +10,20 @@ import difflib
 import importlib
 import inspect
 import io
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from arr_coc.training import sources
 
 Sample = dict[str, Any]
 
+LEAST_SIDE = 4  # pixels: of three rows or one, processors mistake rows for colours
 PROMPT = "a photo of a {}"  # how a class is said to a dual encoder
 
 
@@ -256,9 +260,13 @@ def from_dataset(
     batch: int = 1,
     prompt: str = PROMPT,
 ) -> Stream:
-    """A stream of anything that `datasets` loads; unreadable images and bad rows are skipped and counted.
+    """A stream of anything that `datasets` loads; bad rows are skipped and counted.
 
-    Rows come in their own order and are read when they are met; there are no probes.
+    Rows come in their own order and are read when they are met; there are no probes. What is learned is what
+    the good rows alone would teach, bit for bit. Bad are rows without a label that names a class, without an
+    experience or a text where those are asked for, and with an image that is missing, unreadable, not finite,
+    with a side under `LEAST_SIDE` pixels, or with more than `PIL.Image.MAX_IMAGE_PIXELS` (89 million; such
+    an image is not unpacked).
 
     Args:
         source: a `datasets.Dataset`, a folder of images (one folder per class), or a name on the hub.
@@ -295,7 +303,7 @@ def from_dataset(
             raise BadRow("no label")
         if turn is None:
             raise BadRow("no experience")
-        if context and not isinstance(row[context], str):
+        if context and not (isinstance(row[context], str) and row[context].strip()):
             raise BadRow("no context")
         return {
             "image": _decoded(row[image]),
@@ -321,7 +329,7 @@ def _class_text(value: Any, names: Sequence[str] | None, prompt: str) -> str | N
     if names is not None:
         known = isinstance(value, int) and 0 <= value < len(names)  # datasets writes -1 for unlabelled
         return prompt.format(names[value]) if known else None
-    if value is None or isinstance(value, float) or not str(value).strip():
+    if not isinstance(value, str | int) or not str(value).strip():
         return None
     return prompt.format(value)
 
@@ -338,7 +346,19 @@ def _decoded(cell: Any) -> Any:
         raise BadRow("no image")
     try:
         data = cell.get("bytes")
-        with Image.open(cell["path"] if data is None else io.BytesIO(data)) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is said as a bad row
+            picture = Image.open(cell["path"] if data is None else io.BytesIO(data))
+        with picture:
+            most = Image.MAX_IMAGE_PIXELS  # known before a pixel is unpacked
+            if most is not None and picture.width * picture.height > most:
+                raise BadRow("huge image")
+            if min(picture.size) < LEAST_SIDE:
+                raise BadRow("tiny image")
+            if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
+                raise BadRow("image with NaN or infinity")
             return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BadRow:
+        raise
+    except Exception as error:  # decoders raise anything at all over foreign bytes
         raise BadRow(f"unreadable image ({type(error).__name__})") from error
