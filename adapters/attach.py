@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from arr_coc.adapters.adapter_set import make_learner
 from arr_coc.adapters.attached import ArrCocModel
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
+from arr_coc.adapters.learners import make_learner
 from arr_coc.adapters.structure import kind_of, unwrapped
 from arr_coc.config import ArrCocConfig
 

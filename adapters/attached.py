@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from arr_coc.adapters import hub
 from arr_coc.adapters.acting import act
 from arr_coc.adapters.acting import reward as give
-from arr_coc.adapters.adapter_set import AdapterSet, check_base
+from arr_coc.adapters.adapter_set import AdapterSet
 from arr_coc.adapters.calls import alone, lasting
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.dual_encoder import DualEncoderBody
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.keeping import Keep
+from arr_coc.adapters.learners import check_base
 from arr_coc.adapters.perceive import given_context, perceive
 from arr_coc.adapters.perceived import Handle, Kept, Perceived, Prediction
 from arr_coc.adapters.pointing import point_out

@@ -34,7 +34,7 @@ def test_equal_samples_end_at_the_closed_form() -> None:
 
 @pytest.mark.parametrize("kind", ["collinear", "huge"])
 def test_collinear_and_huge_features_keep_p_positive(kind: str) -> None:
-    """The recursion alone lost it for features of a size of 1e8: eigenvalues of -2e-16 where 1e-19 is right."""
+    """The recursion alone lost it for features of a size of 1e8: eigenvalues of -2e-16, not 1e-19."""
     draw = torch.Generator().manual_seed(1)
     readout, base = PrecisionReadout(12), torch.randn(2, 12, generator=draw, dtype=torch.float64)
     rows = readout.rows(["a", "b"], grow=True)
