@@ -350,7 +350,9 @@ class GenerativeBody:
         seen = self.look(capture)
         if seen is None or not len(rows):
             return output  # no image was seen: nothing to add
-        logits = output.logits.clone()
+        logits, loss = output.logits, getattr(output, "loss", None)
+        if loss is not None or logits.requires_grad:  # else nobody needs the model's own once more
+            logits = logits.clone()
         batch, kept, vocabulary = logits.shape
         columns = torch.arange(-kept, 0) if len(rows) == kept else rows
         known = token_rows(learner.classes, vocabulary, logits.device)
@@ -364,9 +366,8 @@ class GenerativeBody:
             answer = learner.answer(self.percept(capture, seen, sample, rows[index], index))
             column = columns[index]
             logits[sample, column] = learner.fuse(logits[sample, column], known, answer)
-        if getattr(output, "loss", None) is not None:
-            taught, items = self.taught(self.now.asked["labels"]), self.now.asked.get("num_items_in_batch")
-            output.loss = losses.of_words(output.loss, output.logits, logits, taught, items)
+        if loss is not None:
+            output.loss = losses.of_words(self.taught, self.now.asked, loss, output.logits, logits)
         output.logits = logits
         ends = torch.arange(1, len(shown) + 1) * len(some) - 1
         output.relevance, output.surprise = answer.relevance[ends], answer.surprise[ends]

@@ -11,25 +11,25 @@ models have, that is the loss of the adapted logits; what else a model adds (a r
 is. Nothing learned moves nothing, bit for bit. It has no gradient.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
-Taught = tuple[Tensor, Tensor, Tensor, list[str]]
+Places = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, list[str]]]
 
 
-def of_words(loss: Tensor, own: Tensor, adapted: Tensor, taught: Taught, items: Any = None) -> Tensor:
+def of_words(taught: Places, asked: Mapping[str, Any], loss: Tensor, own: Tensor, adapted: Tensor) -> Tensor:
     """A generative model's loss, moved.
 
     Args:
+        taught: the places that labels teach, `GenerativeBody.taught`.
+        asked: the model's inputs, labels among them; with `num_items_in_batch` the loss is a sum over that.
         loss: the model's own. own, adapted: logits, (B, T, V).
-        taught: of every taught place: its sample, where it is answered, counted from the end, and, last, the
-            token; see `GenerativeBody.taught`.
-        items: `num_items_in_batch`, where the loss is a sum over that.
     """
-    sample, place, _, names = taught
+    sample, place, _, names = taught(asked["labels"])
     words = torch.tensor([int(name) for name in names]).to(sample)
     there = place >= -own.shape[1]  # of the others no logits were kept
     sample, place, words = sample[there], place[there], words[there]
@@ -37,6 +37,7 @@ def of_words(loss: Tensor, own: Tensor, adapted: Tensor, taught: Taught, items: 
     def log_p(logits: Tensor) -> Tensor:
         return logits[sample, place].float().log_softmax(-1).gather(1, words.unsqueeze(1)).double()
 
+    items = asked.get("num_items_in_batch")
     many = len(words) if items is None else items
     return loss + ((log_p(own) - log_p(adapted)).sum() / many).to(loss)
 

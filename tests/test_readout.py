@@ -8,7 +8,7 @@ import torch
 
 from arr_coc import ArrCocConfig, Learner, Percept
 from arr_coc.error_module import ErrorModules
-from arr_coc.familiarity import scene_statistics, trust
+from arr_coc.familiarity import quadratic, scene_statistics, trust
 from arr_coc.readout import PrecisionReadout
 from arr_coc.relevance import ContextKey, concentration, energy, relevance_direction, settle, token_feedback
 from arr_coc.relevance.settle import similarity
@@ -330,3 +330,13 @@ def test_concentration_is_nothing_for_an_even_spread_and_one_for_a_single_token(
     relevance = torch.tensor([[0.25] * 4, [0.0, 1.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]], dtype=torch.float64)
     expected = torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64)  # log 2 is half of log 4
     torch.testing.assert_close(concentration(relevance), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("width", [1, 5, 767, 768, 1217])
+@pytest.mark.parametrize("rows", [1, 3, 4, 9])
+def test_a_symmetric_form_is_read_above_its_diagonal_alone(width: int, rows: int) -> None:
+    torch.manual_seed(0)
+    x, half = torch.randn(rows, width).double(), torch.randn(width, width).double()
+    matrix = half + half.T
+    expected = torch.einsum("bi,ij,bj->b", x, matrix, x)
+    torch.testing.assert_close(quadratic(x, matrix), expected, rtol=1e-10, atol=1e-8)
