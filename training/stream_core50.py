@@ -6,8 +6,8 @@ The folder is as it is published, s1/o1/C_01_01_000.png and so on: a session, on
 Sessions 3, 7 and 10 are for examining, the other eight are learned from. `core50` (New Instances) has one
 session after another; the test set is one and the same for all, so each experience's probe is an eighth of it
 and the mean over probes is the published measure. `core50-nc` (New Classes) has nine steps: ten objects, here
-one of each category, and then five at a time, each probe the test frames of its objects. Orders are drawn from
-the seed and the order; the published lists of ten runs are not read.
+one of each category, and then five at a time, each probe the test frames of its objects. Orders are drawn
+from the seed and the order; the published lists of ten runs are not read.
 """
 
 import re
