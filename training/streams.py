@@ -53,6 +53,10 @@ STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "emoji-vendors": ("stream_emoji", {"by": "artworks"}),
     "emoji-groups": ("stream_emoji", {"by": "groups"}),
     "easy-vqa": ("stream_easy_vqa", {}),
+    "cifar-100": ("stream_sets", {"kind": "cifar-100"}),
+    "imagenet-r": ("stream_sets", {"kind": "imagenet-r"}),
+    "core50": ("stream_core50", {"by": "sessions"}),
+    "core50-nc": ("stream_core50", {"by": "classes"}),
 }
 
 
@@ -306,7 +310,7 @@ def from_dataset(
         if context and not (isinstance(row[context], str) and row[context].strip()):
             raise BadRow("no context")
         return {
-            "image": _decoded(row[image]),
+            "image": decoded(row[image]),
             "candidates": classes,
             "label": text,
             "context": row[context] if context else None,
@@ -338,7 +342,7 @@ def _turn(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _decoded(cell: Any) -> Any:
+def decoded(cell: Any) -> Any:
     """The picture of an undecoded image cell, RGB."""
     from PIL import Image
 
