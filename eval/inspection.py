@@ -22,7 +22,8 @@ def inspect_model(name: str, hub: bool = False) -> Inspection:
     """
     path = pretrained.known(name, hub)
     if name in embedded.NAMES:
-        return attach(embedded.load(name)[0]).inspect()
+        model, processor = embedded.load(name)
+        return attach(model, processor=processor).inspect()
     config = pretrained.config_of(name, local_files_only=not hub)
     kind: Any = pretrained.class_for(config)
     if path is not None and (path.is_file() or not any(any(path.glob(w)) for w in _WEIGHTS)):

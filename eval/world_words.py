@@ -33,7 +33,7 @@ class WordWorld:
     def store(self, stream: streams.Stream, cache: Path | None, progress: Progress | None) -> WordStore:
         """Percepts of the stream and its probes; these are not kept on disk."""
         groups = [("train", stream.samples), *(("test", probe) for probe in stream.probes)]
-        attached = attach(self.model)
+        attached = attach(self.model, processor=self.processor)
         try:
             return perceive_words(attached, self.processor, groups, list(stream.classes), progress=progress)
         finally:
@@ -79,7 +79,7 @@ def word_world(model: str | tuple[Any, Any] = "generative", held: int | None = N
         folder = model if Path(model).is_dir() else None
         bare, processor = embedded.load("generative" if folder else model, folder=folder)
     samples = held_out_questions(300 if held is None else held)
-    attached = attach(bare)
+    attached = attach(bare, processor=processor)
     try:
         answers = list(dict.fromkeys(s["label"] for s in samples))
         shown = perceive_words(attached, processor, [("held", samples)], answers, keep_images=True)

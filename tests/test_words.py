@@ -27,7 +27,7 @@ def samples():
 @pytest.fixture(scope="module")
 def store(generative, samples):
     model, processor = generative
-    attached = attach(model)
+    attached = attach(model, processor=processor)
     try:
         names = list(dict.fromkeys(s["label"] for s in samples))
         return perceive_words(attached, processor, [("held", samples)], names, batch=5, keep_images=True)
@@ -47,6 +47,13 @@ def test_right_is_what_greedy_decoding_gives(generative, samples, store) -> None
         text = processor.tokenizer.decode(written, skip_special_tokens=True)
         wanted = processor.tokenizer(sample["label"])["input_ids"]
         assert bool(hit) == (text == processor.tokenizer.decode(wanted)), (sample["context"], text)
+
+
+def test_the_grid_sees_how_tokens_match_the_questions_words(generative) -> None:
+    model, processor = generative
+    world = run.open_world_words((model, processor), held=4)
+    assert float(world.held.match.std()) > 0
+    assert torch.equal(world.held.batch(torch.tensor([1])).percept.own[0], world.held.match[1])
 
 
 def test_one_wrong_token_makes_an_answer_wrong(store) -> None:
