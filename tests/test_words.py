@@ -10,7 +10,7 @@ from arr_coc.config import ArrCocConfig
 from arr_coc.eval import run
 from arr_coc.eval.methods_plugin import Plugin
 from arr_coc.eval.percepts_words import perceive_words, said
-from arr_coc.eval.world_words import held_out_questions
+from arr_coc.eval.world_words import held_out_questions, word_world
 from arr_coc.training.questions import PROMPT
 
 
@@ -51,7 +51,7 @@ def test_right_is_what_greedy_decoding_gives(generative, samples, store) -> None
 
 def test_the_grid_sees_how_tokens_match_the_questions_words(generative) -> None:
     model, processor = generative
-    world = run.open_world_words((model, processor), held=4)
+    world = word_world((model, processor), held=4)
     assert float(world.held.match.std()) > 0
     assert torch.equal(world.held.batch(torch.tensor([1])).percept.own[0], world.held.match[1])
 
