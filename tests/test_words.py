@@ -71,7 +71,7 @@ def test_a_stored_lesson_is_the_lesson_itself(generative, samples, store) -> Non
     config = ArrCocConfig(expansion=16)
     stored = Plugin(store, config)
     stored.observe(store.batch(torch.arange(4)))
-    attached = attach(model, config)
+    attached = attach(model, config, processor=processor)
     try:
         some = samples[:4]
         asked = [s["image"] for s in some], [s["context"] for s in some], [s["label"] for s in some]
@@ -118,4 +118,4 @@ def test_lora_learns_words_too(tmp_path) -> None:
 
 def test_a_method_for_another_kind_of_model_is_refused() -> None:
     with pytest.raises(ValueError, match="generative"):
-        run.run(run.Grid("scene-qa"), ["ncm"])
+        run.run(run.Grid("scene-qa"), ["mean-context"])
