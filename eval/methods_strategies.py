@@ -32,12 +32,15 @@ def rates(*several: float) -> Grid:
     return tuple({"rate": r} for r in several)
 
 
+RATES = (*rates(0.003, 0.01, 0.03, 0.1), {"rate": 0.03, "hidden": 256})  # of a head
+
+
 @dataclass(frozen=True)
 class Offer:
     """A strategy as rows.
 
     Args:
-        make: from the strength, the most that a penalty may weigh, and the seed.
+        make: from the strength, the most that a penalty may weigh (see `penalties.Quadratic`), and the seed.
         about: what it is.
         head, lora: settings to choose from; none where it makes no sense.
     """
@@ -52,37 +55,37 @@ STRATEGIES: dict[str, Offer] = {
     "ewc": Offer(
         lambda strength, limit, seed: OnlineEWC(strength, limit=limit),
         "online EWC, told when an experience ends",
-        settings((0.1, 1e2), (0.1, 1e4), (0.3, 1e2), (0.3, 1e4), (1.0, 1e3)),
+        settings((0.003, 1e2), (0.003, 1e4), (0.03, 1e1), (0.03, 1e2), (0.03, 1e4)),
         settings((3e-4, 1e3), (3e-4, 1e5), (1e-3, 1e3), (1e-3, 1e5)),
     ),
     "si": Offer(
         lambda strength, limit, seed: SynapticIntelligence(strength, limit=limit),
         "synaptic intelligence, told when an experience ends",
-        settings((0.1, 1.0), (0.1, 100.0), (0.3, 1.0), (0.3, 100.0), (1.0, 10.0)),
+        settings((0.003, 1.0), (0.003, 100.0), (0.03, 0.1), (0.03, 1.0), (0.03, 100.0)),
         settings((3e-4, 1.0), (3e-4, 100.0), (1e-3, 1.0), (1e-3, 100.0)),
     ),
     "lwf": Offer(
         lambda strength, limit, seed: LearningWithoutForgetting(strength),
         "learning without forgetting, told when an experience ends",
-        settings((0.1, 1.0), (0.1, 10.0), (0.3, 1.0), (0.3, 10.0), (1.0, 3.0)),
+        settings((0.003, 1.0), (0.003, 10.0), (0.03, 1.0), (0.03, 3.0), (0.03, 10.0)),
         settings((3e-4, 1.0), (3e-4, 10.0), (1e-3, 1.0), (1e-3, 10.0)),
     ),
     "er": Offer(
         lambda strength, limit, seed: ExperienceReplay(seed=seed),
         f"experience replay from {BUFFER:,} stored samples",
-        rates(0.03, 0.1, 0.3, 1.0, 3.0),
+        RATES,
         rates(1e-4, 3e-4, 1e-3, 3e-3),
     ),
     "derpp": Offer(
         lambda strength, limit, seed: DarkReplay(strength, 0.5, seed=seed),
         f"DER++ from {BUFFER:,} stored samples",
-        settings((0.1, 0.1), (0.1, 0.5), (0.3, 0.1), (0.3, 0.5), (1.0, 0.1)),
+        settings((0.01, 0.1), (0.01, 0.5), (0.03, 0.1), (0.03, 0.5), (0.1, 0.1)),
         settings((3e-4, 0.1), (3e-4, 0.5), (1e-3, 0.1), (1e-3, 0.5)),
     ),
     "agem": Offer(
         lambda strength, limit, seed: AGem(seed=seed),
         f"A-GEM from {BUFFER:,} stored samples",
-        rates(0.03, 0.1, 0.3, 1.0, 3.0),
+        RATES,
         rates(1e-4, 3e-4, 1e-3, 3e-3),
     ),
     "orthogonal": Offer(
@@ -106,10 +109,11 @@ def head(name: str | None = None) -> Callable[[Setup], Method]:
     """A maker of the head under this strategy."""
 
     def make(setup: Setup) -> Method:
-        features, rate = pooled(setup), setup.settings.get("rate", 0.1)
+        features, rate = pooled(setup), setup.settings.get("rate", 0.03)
         width = features(setup.store.batch(torch.tensor([0]))).shape[1]
         strategy = _strategy(name, setup, 1 / rate)
-        return Head(features, width, setup.store.candidates, rate, strategy, seed=setup.seed)
+        hidden = int(setup.settings.get("hidden", 0))
+        return Head(features, width, setup.store.candidates, rate, strategy, hidden, setup.seed)
 
     return make
 
@@ -129,9 +133,9 @@ def lora(name: str | None = None) -> Callable[[Setup], Method]:
     return make
 
 
-HEAD = "a head (256 hidden units) on frozen features and the context, by SGD"
+HEAD = "a softmax head on frozen features and the context, by SGD"
 HEADS: dict[str, Spec] = {
-    "head": Spec(head(), HEAD, bodies=BOTH, configured=False, grid=rates(0.03, 0.1, 0.3, 1.0, 3.0)),
+    "head": Spec(head(), HEAD, bodies=BOTH, configured=False, grid=RATES),
 } | {
     f"head-{name}": Spec(
         head(name), f"the head under {offer.about}", bodies=BOTH, configured=False, grid=offer.head

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fakes
 from arr_coc.eval import methods_features as features
-from arr_coc.eval.methods_head import Head
+from arr_coc.eval.methods_head import Head, Moments
 from arr_coc.eval.methods_lora import Lora
 from arr_coc.eval.penalties import LearningWithoutForgetting, OnlineEWC, OrthogonalLora, SynapticIntelligence
 from arr_coc.eval.rehearsal import AGem, DarkReplay, ExperienceReplay, Reservoir
@@ -137,23 +137,30 @@ def head(strategy: Strategy | None = None, rate: float = 0.2) -> Head:
     return Head(features.tower_output, 5, CLASSES, rate, strategy, hidden=7, seed=1)
 
 
+def shown(method: Head) -> Tensor:
+    """Scores of every sample."""
+    return method.net(method.moments.standardised(fake_store().pooled)).detach()
+
+
 def test_without_forgetting_the_teacher_is_the_head_as_it_was() -> None:
     store, strategy = fake_store(), LearningWithoutForgetting(1.0)
     method = head(strategy)
     feed(method, store, [i for i in range(60) if int(store.label[i]) < 2], 5)
-    before = method.net(every(store).pooled.float()).detach()
     method.experience_over()
+    old = [p.clone() for p in method.weights()]
     assert strategy.known.tolist() == [0, 1]
     late = [i for i in range(60) if int(store.label[i]) == 2]
     feed(method, store, late, 5)
     strategy.before(method.examples(store.batch(torch.tensor(late))))
+    with method.as_of(old):
+        before = method.net(method.moments.standardised(store.pooled)).detach()
     torch.testing.assert_close(strategy._taught, before[late])
     kept, free = method, head()
     feed(free, store, [i for i in range(60) if int(store.label[i]) < 2], 5)
     feed(free, store, late, 5)
 
     def drift(m: Head) -> float:
-        p, q = (z[:, :2].softmax(1) for z in (m.net(store.pooled[late]).detach(), before[late]))
+        p, q = (z[:, :2].softmax(1) for z in (shown(m)[late], before[late]))
         return float((p - q).abs().mean())
 
     assert drift(kept) < drift(free)
@@ -266,11 +273,13 @@ def test_dark_replay_holds_to_the_scores_of_the_time() -> None:
     store, strategy = fake_store(), DarkReplay(alpha=0.3, beta=0.2, size=30)
     method = head(strategy)
     batch = store.batch(torch.arange(30))
-    then = method.net(store.pooled[:30]).detach()
+    x = store.pooled[:30].double()
+    away = (x - x.mean(0)) / (x.var(0, correction=0) + 0.01 * x.var(0, correction=0).mean()).sqrt()
+    then = method.net(away.float()).detach()  # the moments count the batch before it is looked at
     method.observe(batch)
     torch.testing.assert_close(torch.stack([z[0] for _, z in strategy.memory.items]), then)
     strategy.before(method.examples(batch))  # 30 are drawn: all of them, so the draw does not matter
-    now = method.net(store.pooled[:30]).detach().double().numpy()
+    now = method.net(away.float()).detach().double().numpy()
     label = store.label[:30].numpy()
     entropy = -(now - np.log(np.exp(now).sum(1, keepdims=True)))[np.arange(30), label].mean()
     expected = 0.3 * ((now - then.double().numpy()) ** 2).mean() + 0.2 * entropy
@@ -288,7 +297,8 @@ def test_memory_is_bounded_counted_and_the_same_for_a_seed(strategy: Any) -> Non
         assert method.stored_samples == 8
         beside = 8 * 3 * 4 if strategy is DarkReplay else 0
         plain = 4 * sum(p.numel() for p in method.trained)
-        assert method.state_bytes() == plain + 8 * (5 * 4 + 8) + beside
+        moments = 2 * 8 * 5
+        assert method.state_bytes() == plain + moments + 8 * (5 * 4 + 8) + beside
     assert torch.equal(*found)
 
 
@@ -300,12 +310,25 @@ def test_the_head_takes_the_step_of_softmax_regression() -> None:
     store = fake_store()
     method = Head(features.tower_output, 5, CLASSES, 0.2, hidden=0, seed=1)
     x = store.pooled[:6].double()
+    spread = x.var(0, correction=0)
+    x = (x - x.mean(0)) / (spread + 0.01 * spread.mean()).sqrt()
     w, b = (p.detach().double().clone() for p in method.trained)
     p = (x @ w.T + b).softmax(1)
     wrong = (p - torch.nn.functional.one_hot(store.label[:6], 3)) / 6
     method.observe(store.batch(torch.arange(6)))
     torch.testing.assert_close(method.trained[0].detach().double(), w - 0.2 * wrong.T @ x, atol=1e-6, rtol=0)
     torch.testing.assert_close(method.trained[1].detach().double(), b - 0.2 * wrong.sum(0), atol=1e-6, rtol=0)
+
+
+def test_running_moments_are_those_of_everything_seen() -> None:
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0, 0.1]) + 7
+    moments = Moments(3)
+    for start, end in ((0, 1), (1, 8), (8, 50)):
+        moments.add(x[start:end])
+    torch.testing.assert_close(moments.mean, x.double().mean(0))
+    torch.testing.assert_close(moments.squares / 50, x.double().var(0, correction=0))
+    assert float(moments.standardised(x + 1e6).max()) == 5.0
+    assert float(Moments(3).standardised(torch.zeros(1, 3)).abs().max()) == 0.0
 
 
 def test_a_head_does_not_say_what_it_never_met() -> None:
