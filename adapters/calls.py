@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -11,20 +12,50 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class Turn:
-    """A lock that the thread which holds it may take again; a copy is a lock of its own.
+    """A lock that the thread which holds it may take again, and that goes from thread to thread in the order
+    in which they came; a copy is a lock of its own.
 
     What a pass leaves behind is heard by hooks of the one model, so two passes at a time would hear each
-    other.
+    other. threading's locks know no order: how often a thread that wants to learn is passed over by those
+    that predict would have no bound.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._inside = threading.Lock()  # of the fields below, held for moments
+        self._holder: int | None = None
+        self._depth = 0
+        self._waiting: deque[tuple[int, threading.Lock]] = deque()  # each with the gate that it waits at
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        me = threading.get_ident()
+        with self._inside:
+            if self._holder in (None, me):
+                self._holder, self._depth = me, self._depth + 1
+                return
+            gate = threading.Lock()
+            gate.acquire()
+            self._waiting.append((me, gate))
+        try:
+            gate.acquire()
+        except BaseException:  # Ctrl-C: stand in nobody's way
+            with self._inside:
+                waits = (me, gate) in self._waiting
+                if waits:
+                    self._waiting.remove((me, gate))
+            if not waits:
+                self.__exit__()
+            raise
 
     def __exit__(self, *_: Any) -> None:
-        self._lock.release()
+        with self._inside:
+            self._depth -= 1
+            if self._depth:
+                return
+            self._holder = None
+            if self._waiting:
+                self._holder, gate = self._waiting.popleft()
+                self._depth = 1
+                gate.release()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Turn":
         return Turn()

@@ -1,6 +1,8 @@
 """How people call: from threads, inside `inference_mode`, with embeddings, for chosen places, as tuples."""
 
+import copy
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import tiny
 from arr_coc import ArrCocConfig, attach
 from arr_coc.adapters.attached import ArrCocModel
+from arr_coc.adapters.calls import Turn
 
 SMALL = ArrCocConfig(width=16, expansion=8)
 ANSWERS = torch.tensor([[7, 2], [8, 2]])
@@ -45,6 +48,35 @@ def test_threads_that_share_a_model_wait_for_one_another() -> None:
         thread.join()
     assert wrong == []
     attached.detach()
+
+
+def test_threads_take_turns_in_the_order_in_which_they_came() -> None:
+    """With a lock that knows no order a thread was passed over 6 times by three others."""
+    turn, done, taken = Turn(), threading.Event(), []
+
+    def loop() -> None:
+        while not done.is_set():
+            with turn, turn:  # a thread may take it again
+                taken.append(threading.get_ident())
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=loop) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    waits = []
+    for _ in range(20):
+        while not len(taken) > len(waits):
+            time.sleep(0.001)
+        before = len(taken)
+        with turn:
+            waits.append(len(taken) - before)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert max(waits) <= 4  # each of the others once, and the one who came just before
+    assert len({*taken}) == 3
+    with copy.deepcopy(turn), turn:
+        pass
 
 
 def test_another_thread_waits_while_learning_is_off() -> None:
@@ -166,4 +198,67 @@ def test_in_a_batch_a_sample_without_a_picture_keeps_the_models_own_words() -> N
     assert attached.generate(**mixed, **GREEDY, num_beams=2)[0, 21] == 7
     with pytest.raises(ValueError, match=r"samples \[1\] have no image token"):
         attached.learn(**tiny.answered(mixed, ANSWERS))
+    attached.detach()
+
+
+@pytest.mark.parametrize("kind", ["dual", "generative"])
+def test_a_prediction_is_of_one_state_between_two_steps_while_another_thread_learns(kind: str) -> None:
+    """Each equals, bit for bit, what a replica that learned alone says after some number of steps, and no
+    thread's predictions go back in time."""
+    model: Any = tiny.dual() if kind == "dual" else tiny.generative()
+    inputs = tiny.dual_inputs() if kind == "dual" else tiny.generative_inputs()
+    steps = 12
+
+    def lesson(step: int) -> dict[str, torch.Tensor]:
+        if kind == "dual":
+            return {**inputs, "labels": (torch.arange(3) + step) % 5}
+        return tiny.answered(inputs, ANSWERS + step % 3)
+
+    def said(attached: ArrCocModel) -> bytes:
+        out = attached(**inputs)
+        scores = out.logits_per_image if kind == "dual" else out.logits
+        return scores.numpy().tobytes() + out.relevance.numpy().tobytes()
+
+    def fresh() -> ArrCocModel:
+        attached = attach(model, SMALL)
+        for step in range(6):  # who trusts nothing learned yet says the same for some steps
+            attached.learn(**lesson(step))
+        return attached
+
+    alone = fresh()
+    states = [said(alone)]
+    for step in range(steps):
+        alone.learn(**lesson(step))
+        states.append(said(alone))
+    alone.detach()
+    assert len(set(states)) == steps + 1
+
+    attached, learned = fresh(), threading.Event()
+    found: list[list[bytes]] = [[] for _ in range(3)]
+    failed: list[BaseException] = []
+
+    def predict(mine: list[bytes]) -> None:
+        try:
+            while True:
+                last = learned.is_set()
+                mine.append(said(attached))
+                if last:
+                    return
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=predict, args=(mine,)) for mine in found]
+    for thread in threads:
+        thread.start()
+    for step in range(steps):
+        attached.learn(**lesson(step))
+    learned.set()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    for mine in found:
+        places = [states.index(one) for one in mine]  # an error for what no state says
+        assert places == sorted(places)
+        assert places[-1] == steps
+    assert len({one for mine in found for one in mine}) > 1
     attached.detach()
