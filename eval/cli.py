@@ -39,7 +39,9 @@ def evaluate(
     stream: Annotated[
         list[str], typer.Argument(help="by name: split-fashion, or 'split-fashion?noise=0.2&shots=5'")
     ],
-    methods: Annotated[str, typer.Option(help="names, separated by commas; all by default")] = "",
+    methods: Annotated[
+        str, typer.Option(help="names or module:Class of your own, separated by commas; all by default")
+    ] = "",
     seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
     orders: Annotated[str, typer.Option(help="orders of experiences, such as 0-2")] = "0-2",
     batch: Annotated[int, typer.Option(min=1, help="samples per step")] = 10,

@@ -50,12 +50,14 @@ def pictures(plan: Plan, split: str, which: Iterable[int], probe: int = 0) -> li
 
 def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
     """Score every probe once, after `over` experiences."""
-    texts = store.candidates
     right: list[Tensor] = []
     scores: list[Tensor] = []
     hits: list[Tensor] = []
-    for probe, rows in enumerate(plan.probes):
+
+    def ask(probe: int, texts: list[str]) -> tuple[Tensor, list[Tensor]]:
+        """Scores of these texts for a probe, and how well relevance pointed."""
         answered, pointed = [], []
+        rows = plan.probes[probe]
         for start in range(0, len(rows), EXAM_BATCH):
             some = rows[start : start + EXAM_BATCH]
             seen = plan.places[probe][start : start + EXAM_BATCH]
@@ -67,18 +69,31 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
                 true = batch.mask.any(1)  # a sample without a truth has nothing to be pointed at
                 if true.any():
                     pointed.append(pointing(answer.relevance[true], batch.mask[true]))
-        scores.append(torch.cat(answered))
+        return torch.cat(answered), pointed
+
+    for probe, rows in enumerate(plan.probes):
+        found, pointed = ask(probe, store.candidates)
+        scores.append(found)
         hits += [torch.cat(pointed)] if pointed else []
-        right.append(store.right(scores[-1], rows))
+        right.append(store.right(found, rows))
+
+    def narrowed(probe: int, allowed: Tensor) -> Tensor:
+        """The scores of a probe where only these candidates may be said."""
+        if not method.asked_again:
+            return scores[probe].masked_fill(~allowed, -torch.inf)
+        texts = [t for t, may in zip(store.candidates, allowed.tolist(), strict=True) if may]
+        out = torch.full_like(scores[probe], -torch.inf)
+        out[:, allowed] = ask(probe, texts)[0]
+        return out
+
     union: list[float | None] = []
     for k in range(len(plan.probes)):
         if k >= over:
             union.append(None)
             continue
-        barred = ~store.allowed(plan.met[k])
-        told = zip(scores[: k + 1], plan.probes, strict=False)
-        narrowed = [store.right(s.masked_fill(barred, -torch.inf), rows) for s, rows in told]
-        union.append(float(torch.cat(narrowed).mean()))
+        allowed = store.allowed(plan.met[k])
+        told = [store.right(narrowed(j, allowed), plan.probes[j]) for j in range(k + 1)]
+        union.append(float(torch.cat(told).mean()))
     cumulated = [float(torch.cat(hits[: k + 1]).mean()) if k < over else None for k in range(len(hits))]
     return Exam(
         [float(r.mean()) for r in right],

@@ -1,12 +1,13 @@
 """The rows of the table: every method by name, how it is made, and what it may look at."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods_features as features
+from arr_coc.eval import own
 from arr_coc.eval.methods_consolidation import ROWS as CONSOLIDATION
 from arr_coc.eval.methods_features import Method
 from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded, Sparse
@@ -51,25 +52,30 @@ def _backprop_relevance(setup: Setup) -> Method:
     return Plugin(setup.store, config)
 
 
-def _backprop(setup: Setup) -> Method:
-    rate = setup.settings.get("rate", 3e-3)
-    config = replace(
-        setup.config,
-        rule="backprop",
-        rule_options={"loss": "cross_entropy"},
-        question_relevance=True,
-        optimizer="adam",
-        readout="delta",
-        eta=rate,
-        eta_readout=rate,
-        eta_ladder=0.0,
-        context_key=False,
-        context_reset=False,
-        eta_own=0.0,
-        error_window=0,
-        seed=setup.seed,
-    )
-    return Plugin(setup.store, config)
+def _trained_by(rule: str, optimizer: str) -> Callable[[Setup], Method]:
+    """The ladder, U and the readout by gradient steps of cross-entropy."""
+
+    def make(setup: Setup) -> Method:
+        rate = setup.settings.get("rate", 3e-3)
+        config = replace(
+            setup.config,
+            rule=rule,
+            rule_options={"loss": "cross_entropy"},
+            question_relevance=True,
+            optimizer=optimizer,
+            readout="delta",
+            eta=rate,
+            eta_readout=rate,
+            eta_ladder=0.0,
+            context_key=False,
+            context_reset=False,
+            eta_own=0.0,
+            error_window=0,
+            seed=setup.seed,
+        )
+        return Plugin(setup.store, config)
+
+    return make
 
 
 def _ncm(setup: Setup) -> Method:
@@ -138,8 +144,14 @@ METHODS: dict[str, Spec] = {
         grid=tuple({"rate": r} for r in (1e-4, 3e-4, 1e-3, 3e-3)),
     ),
     "backprop": Spec(
-        _backprop,
+        _trained_by("backprop", "adam"),
         "the same ladder, U and readout by backprop + Adam (cross-entropy)",
+        bodies=BOTH,
+        grid=tuple({"rate": r} for r in RATES),
+    ),
+    "mezo": Spec(
+        _trained_by("mezo", "sgd"),
+        "the same by MeZO: two forward passes through the ladder a step, no gradient",
         bodies=BOTH,
         grid=tuple({"rate": r} for r in RATES),
     ),
@@ -273,6 +285,30 @@ def spec(name: str) -> Spec:
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)
         raise ValueError(f"no method {name!r}; the nearest is {near[0]!r}. There are {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def specs(given: Sequence[str] | Mapping[str, Any]) -> dict[str, Spec]:
+    """Rows by name.
+
+    Args:
+        given: names, each of `METHODS` or "module:Class" of somebody's own; or a mapping from names to
+            classes, "module:Class", specs, or None for the method of that name.
+
+    Raises:
+        ValueError: for an unknown name, a class that is no method, or a name of `METHODS` for another one.
+    """
+    found: dict[str, Spec] = {}
+    for name in given:
+        what = given[name] if isinstance(given, Mapping) else None
+        if what is not None and name in METHODS:
+            raise ValueError(
+                f"{name!r} is the name of another method; possible is any but {', '.join(METHODS)}"
+            )
+        what = name if what is None else what
+        if isinstance(what, str):
+            what = own.own_spec(own.load(what)) if ":" in what else spec(what)
+        found[name] = what if isinstance(what, Spec) else own.own_spec(what)
+    return found
 
 
 def sensible(body: str, contexts: bool, mask: bool) -> list[str]:

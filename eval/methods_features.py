@@ -30,13 +30,15 @@ class Method:
 
     `final_only` methods see all data at once and are examined at the end alone; `needs_images` methods get
     `Batch.images`; `told_boundaries` says that it goes by `experience_over`, which most never hear of.
-    `stored_samples` is how many samples it keeps to learn from again.
+    `stored_samples` is how many samples it keeps to learn from again; `asked_again` methods say one text
+    instead of scoring all, and are asked anew where the texts are fewer.
     """
 
     final_only = False
     needs_images = False
     told_boundaries = False
     stored_samples = 0
+    asked_again = False
 
     def observe(self, batch: Batch) -> None:
         raise NotImplementedError

@@ -6,7 +6,7 @@ JSONL file as it ends. A run that stands there is not run again: a grid that was
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,23 @@ class Grid:
         plain, said = stream_options.split_name(self.stream)
         return 3 if "3x3" in plain or said.get("grid") == "3" or dict(self.options).get("grid") == 3 else 2
 
-    def key(self, method: str, seed: int, order: int, model: str, held: int | None = 0) -> str:
-        """What tells one run from another; `held` as in `run`."""
-        spec = registry.spec(method)
+    def key(
+        self,
+        method: str,
+        seed: int,
+        order: int,
+        model: str,
+        held: int | None = 0,
+        spec: registry.Spec | None = None,
+    ) -> str:
+        """What tells one run from another; `held` as in `run`, `spec` where the method is somebody's own."""
+        spec = registry.spec(method) if spec is None else spec
         said = [self.stream, self.batch, self.n_train, self.n_test, self.probe_limit, self.options]
         said += [json.loads(self.config.to_json())] if spec.configured else []
         said += [self.tune_train] if spec.grid else []
         said += [self.lora_train] if spec.inside else []
         said += [held] if held != 0 else []
+        said += [spec.mark] if spec.mark else []
         text = json.dumps([*said, method, seed, order, model], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -121,13 +130,15 @@ def tune(
     worlds: Callable[[str], Any],
     stores: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    spec: registry.Spec | None = None,
 ) -> tuple[dict[str, float], list[Record]]:
     """The settings with the best final accuracy on the tuning seed's samples, and what each came to.
 
     Args:
+        name: of `methods.METHODS`, where no spec is given.
         stores: of the tuning seed by tower, kept from method to method.
     """
-    spec = registry.spec(name)
+    spec = registry.spec(name) if spec is None else spec
     few = {"n_train": min(grid.tune_train, grid.n_train or grid.tune_train)}
     few["n_test"] = min(600, grid.n_test or 600)
     stream = grid.load(TUNING_SEED, 0, **few)
@@ -151,7 +162,7 @@ def tune(
 
 def run(
     grid: Grid,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str] | Mapping[str, Any] | None = None,
     seeds: Sequence[int] = range(5),
     orders: Sequence[int] = range(3),
     model: str | tuple[Any, Any] | None = None,
@@ -165,7 +176,8 @@ def run(
     A method that is order-free runs on the first order alone.
 
     Args:
-        methods: names of `methods.METHODS`; None for all that make sense on this stream.
+        methods: names of `methods.METHODS` or "module:Class" of your own (see `own`), or a mapping such as
+            {"mine": MyClass, "ranpac": None}; None for all that make sense on this stream.
         model: a built-in model's name, a folder, or (model, processor); None for the built-in one of the
             stream's kind.
         out: a JSONL file; runs that stand in it are not repeated. `export` makes raw records of it.
@@ -176,15 +188,16 @@ def run(
     Raises:
         ValueError: for an unknown stream, method or option, before anything is run.
     """
-    for name in methods or ():
-        if grid.body not in registry.spec(name).bodies:
+    rows = registry.specs(methods or ())
+    for name, spec in rows.items():
+        if grid.body not in spec.bodies:
             raise ValueError(f"{name} has no place on {grid.stream}, which is for a {grid.body} model")
     first = grid.load(0, 0).samples[0]
     if cache is not None and cache.exists() and not cache.is_dir():
         raise ValueError(f"{cache} is a file; percepts are kept in a folder")
     sensible = registry.sensible(grid.body, first["context"] is not None, first["mask"] is not None)
     model = grid.body if model is None else model
-    names = list(methods) if methods else sensible
+    rows = rows or registry.specs(sensible)
     made: dict[str, World | WordWorld] = {}
 
     def worlds(tower: str) -> World | WordWorld:
@@ -205,21 +218,22 @@ def run(
 
     def of_seed(seed: int) -> None:
         stores: dict[str, Any] = {}
-        for order, name in ((o, n) for o in orders for n in names):
-            if registry.spec(name).order_free and order != orders[0]:
+        for order, (name, spec) in ((o, r) for o in orders for r in rows.items()):
+            if spec.order_free and order != orders[0]:
                 continue
-            key = grid.key(name, seed, order, mark, held)
+            key = grid.key(name, seed, order, mark, held, spec)
             if key in earlier:
                 done.append(earlier[key])
                 continue
-            spec = registry.spec(name)
-            here, group = worlds(spec.tower), grid.key(name, -1, -1, mark)
+            here, group = worlds(spec.tower), grid.key(name, -1, -1, mark, spec=spec)
             if spec.grid and group not in tuned:
-                tuned[group] = tune(name, grid, worlds, tuning, progress)
+                tuned[group] = tune(name, grid, worlds, tuning, progress, spec)
             if spec.tower not in stores:
                 stores[spec.tower] = _store(grid, seed, here, cache, progress)
             settings, tried = tuned.get(group, ({}, []))
-            found = _one_run(grid, name, seed, order, here, stores[spec.tower], settings, held, progress)
+            found = _one_run(
+                grid, name, spec, seed, order, here, stores[spec.tower], settings, held, progress
+            )
             found |= {"key": key, "group": group, "model": mark, "tried": tried}
             append(out, found)
             done.append(found)
@@ -241,6 +255,7 @@ def _store(grid: Grid, seed: int, here: Any, cache: Path | None, progress: Progr
 def _one_run(
     grid: Grid,
     name: str,
+    spec: registry.Spec,
     seed: int,
     order: int,
     here: Any,
@@ -254,7 +269,6 @@ def _one_run(
     `step_cost` is (frozen forward + step) / frozen forward in the stream's batch size, candidate texts
     included; LoRA's step has its own forward pass and reads texts that were embedded once, in its favour.
     """
-    spec = registry.spec(name)
     stream = grid.load(seed, order)
     plan = percepts.plan(stream, store, grid.probe_limit)
     setup = registry.Setup(store, grid.config, grid.cells, seed, here.model, here.processor, settings)

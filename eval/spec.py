@@ -49,6 +49,7 @@ class Spec:
         configured: whether the plugin's config decides anything about it.
         inside: whether it learns inside the model: its step has its own forward pass, is slow, and may be
             given fewer samples (`Grid.lora_train`).
+        mark: what tells this method from another of the same name: of somebody's own class, its source.
     """
 
     make: Callable[[Setup], Method]
@@ -61,3 +62,4 @@ class Spec:
     order_free: bool = False
     configured: bool = True
     inside: bool = False
+    mark: str = ""

@@ -131,6 +131,11 @@ def summary(runs: Sequence[Record]) -> list[Row]:
                 "state_bytes": max(r["state_bytes"] for r in some),
                 "settings": first["settings"],
             }
+            # what a learner may use that arr-coc does without: samples kept, and who says that a task is over
+            if kept := max(r.get("stored_samples", 0) for r in some):
+                row["stored_samples"] = kept
+            if any(r.get("told_boundaries", False) for r in some):
+                row["told_boundaries"] = "yes"
             for other, name, sign in (("joint", "joint_gap", -1.0), ("plugin", "vs_plugin", 1.0)):
                 theirs = found.get(other, {}).get("final_accuracy")
                 if theirs is None or method == other:
@@ -168,6 +173,8 @@ COLUMNS = {
     "pointing %": "final_pointing",
     "its forgetting": "cumulative_forgetting_of_pointing",
     "zero-shot kept %": "zero_shot_retention",
+    "stored samples": "stored_samples",
+    "told of tasks": "told_boundaries",
 }
 
 

@@ -177,6 +177,20 @@ def test_backprop_learns_relevance_and_readout() -> None:
     assert right > 0.5  # chance is a third, and it has just seen them
 
 
+def test_mezo_moves_what_backprop_moves_and_no_more() -> None:
+    store = fake_store()
+    found = []
+    for name in ("mezo", "backprop"):
+        method = methods.spec(name).make(methods.Setup(store, CONFIG, settings={"rate": 1e-3}))
+        feed(method, store, list(range(20)), 5)
+        assert isinstance(method, Plugin)
+        learner = method.learner
+        moved = [learner.relevance_weight, learner.readout.weight, *learner.ladder.weights().values()]
+        found.append([bool(w.abs().max() > 0) for w in moved])
+        assert all(torch.isfinite(w).all() for w in moved)
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     "name", [n for n, s in methods.METHODS.items() if not s.inside and "dual" in s.bodies]
 )
