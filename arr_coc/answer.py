@@ -50,6 +50,19 @@ def near(wide: Tensor, other: Tensor) -> Tensor:
     return wide.cpu() if other.device.type == "mps" else wide.to(other.device)
 
 
+def check_finite(answer: Answer, step: int) -> None:
+    """Whether what would be learned from is finite.
+
+    Raises:
+        FloatingPointError: if activations have overflown; `step` says at which sample.
+    """
+    if not bool(torch.isfinite(answer.climb.phi).all() and torch.isfinite(answer.scene).all()):
+        raise FloatingPointError(
+            f"the features of the sample at {step} are not finite: its activations overflow float32; nothing "
+            "was changed"
+        )
+
+
 def fuse(own_logits: Tensor, rows: Tensor, answer: Answer, value_scale: float) -> Tensor:
     """own + log((1 - t) + t p_learned / p_own): the model's own scores and the learned values, mixed by
     trust.

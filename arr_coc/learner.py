@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from arr_coc import acting
-from arr_coc.answer import Answer, fuse, near
+from arr_coc.answer import Answer, check_finite, fuse, near
 from arr_coc.answer_error import AnswerErrors
 from arr_coc.config import ArrCocConfig
 from arr_coc.consolidation import Consolidation
@@ -95,8 +95,7 @@ class Learner(nn.Module):
         if config.transport and config.readout == "precision":
             moved = (self.ladder.weights(), self.relevance_weight, self.own_gain.weight)
             self.transport = Transport(config.transport, *moved, self.ladder.phi_width)
-        kept = config.sources  # sums by source, to be taken back
-        self.sources = Sources(self.ladder.phi_width, self.scenes.width) if kept else None
+        self.sources = Sources(self.ladder.phi_width, self.scenes.width) if config.sources else None
         self.generator = torch.Generator().manual_seed(config.seed)
         self.pending = Pending(config.pending)
 
@@ -275,11 +274,7 @@ class Learner(nn.Module):
             raise ValueError(f"{len(keys)} labels were given for a batch of {percept.batch}")
         check(self, source)
         answer = self.answer(percept)
-        if not bool(torch.isfinite(answer.climb.phi).all() and torch.isfinite(answer.scene).all()):
-            raise FloatingPointError(
-                f"the features of the sample at {int(self.step)} are not finite: its activations overflow "
-                "float32; nothing was changed"
-            )
+        check_finite(answer, int(self.step))
         classes, met = len(self.classes), self.readout.last_met.clone()
         rows = self.readout.rows(keys, grow=True).to(answer.values.device)
         # classes that appeared just now have had the value 0
