@@ -21,6 +21,7 @@ _FUNCTION = """
     colour color shape number name please answer question describe tell show say see look
 """
 FUNCTION_WORDS = frozenset(_FUNCTION.split())
+_CHUNK = 8192  # words of a table that are read at a time
 _MARKS = re.compile(r"^(\u0120|\u2581|##)+|</w>$")  # of where a word begins or ends, in a vocabulary
 
 
@@ -56,11 +57,38 @@ class QuestionWords:
         special = token in getattr(self.tokenizer, "all_special_ids", ())
         return not special and len(text) > 1 and text.isalpha() and text not in FUNCTION_WORDS
 
-    def table(self, width: int) -> Tensor | None:
-        """All words, (V, width); None where they cannot be read (offloaded), or are in another space."""
-        table = getattr(self.embeddings(), "weight", None)
-        known = isinstance(table, Tensor) and not table.is_meta and table.shape[-1:] == (width,)
-        return table.detach() if known and table is not None and table.is_floating_point() else None
+    def _said(self, ids: Tensor, width: int) -> Tensor | None:
+        """Their embeddings, (..., width); None where there is no table, or it is of another space.
+
+        The module itself is asked, and not its weight: that may be offloaded, and is scaled by some models.
+        """
+        module = self.embeddings()
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or weight.dim() != 2:
+            return None
+        offloaded = weight.is_meta
+        if weight.shape[1] != width or (offloaded and not hasattr(module, "_hf_hook")):
+            return None
+        said = module(ids if offloaded else ids.to(weight.device))
+        return said if said.shape[-1:] == (width,) and said.is_floating_point() else None
+
+    def _learn_table(self, width: int) -> bool:
+        """The mean of all words and those that name nothing; the table is frozen, so it is read once."""
+        if self._mean is None or len(self._mean) != width:
+            weight = getattr(self.embeddings(), "weight", None)
+            count = len(weight) if isinstance(weight, Tensor) else 0
+            total = torch.zeros(width, dtype=torch.float64)
+            for some in torch.arange(count).split(_CHUNK):
+                said = self._said(some, width)
+                if said is None:
+                    return False
+                total += said.detach().double().sum(0).cpu()
+            plain = self._said(torch.tensor(self._plain_ids(count), dtype=torch.long), width)
+            if plain is None:
+                return False
+            self._mean = (total / max(count, 1)).float()
+            self._plain = plain.detach().float().cpu() - self._mean
+        return True
 
     def evidence(
         self,
@@ -76,19 +104,18 @@ class QuestionWords:
         Args:
             there, grid: of the tokens, as there.
         """
-        table = self.table(tokens.shape[-1]) if bool(said.any()) else None
-        if table is None:
+        width = tokens.shape[-1]
+        if not bool(said.any()) or not self._learn_table(width):
             return None
-        if self._mean is None or self._plain is None:  # the table is frozen: once
-            self._mean = table.float().mean(0)
-            self._plain = table[self._plain_ids(len(table))].float() - self._mean
-        mean = self._mean.to(tokens.device)
         most = int(said.sum(1).max())
         first = (~said).long().argsort(dim=1, stable=True)[:, :most]  # those that are said, in their order
         said = said.gather(1, first)
-        rows = ids.gather(1, first).masked_fill(~said, 0).to(table.device)
-        words = table[rows].to(tokens.device).float() - mean
-        plain = self._plain.to(tokens.device)
+        words = self._said(ids.gather(1, first).masked_fill(~said, 0), width)
+        assert words is not None
+        assert self._mean is not None
+        assert self._plain is not None
+        mean, plain = self._mean.to(tokens.device), self._plain.to(tokens.device)
+        words = words.detach().to(tokens.device).float() - mean
         return word_evidence(tokens.float(), words, plain, said.to(tokens.device), there, grid)
 
     def _plain_ids(self, count: int) -> list[int]:

@@ -31,7 +31,6 @@ __all__ = [
     "Percept",
     "__version__",
     "attach",
-    "inspect",
 ]
 
 
