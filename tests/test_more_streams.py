@@ -195,6 +195,7 @@ def test_the_grid_runs_them(name: str, options: tuple[str, int], parts: int) -> 
     assert all(r["n_learned"] == 80 for r in found)
 
 
+@pytest.mark.slow
 def test_the_grid_runs_questions_without_a_truth_for_relevance() -> None:
     """The mean over no samples was NaN, which JSON has no word for."""
     grid = run.Grid("easy-vqa", 6, n_train=12, n_test=12, config=CONFIG)
