@@ -32,8 +32,8 @@ def rates(*several: float) -> Grid:
     return tuple({"rate": r} for r in several)
 
 
-# of a head: a step of softmax regression overshoots from about 8 / |s|^2 on, 0.02 for 400 standardised features,
-# and what overshoots may still be lucky on the tuning seed
+# of a head: a step of softmax regression overshoots from about 8 / |s|^2 on, 0.02 for 400 standardised
+# features, and what overshoots may still be lucky on the tuning seed
 RATES = (*rates(0.001, 0.003, 0.01, 0.03), {"rate": 0.01, "hidden": 256})
 
 
