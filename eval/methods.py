@@ -151,7 +151,7 @@ METHODS: dict[str, Spec] = {
     ),
     "mezo": Spec(
         _trained_by("mezo", "sgd"),
-        "the same by MeZO: two forward passes through the ladder a step, no gradient",
+        "the same ladder, U and readout by MeZO: two forward passes a step, no gradient (cross-entropy)",
         bodies=BOTH,
         grid=tuple({"rate": r} for r in RATES),
     ),

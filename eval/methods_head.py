@@ -40,7 +40,8 @@ class Head(Trained):
 
     s is x standardised by its running moments: features of a frozen model lie close together, and SGD on
     them as they are learns little in one pass. The softmax runs over all classes from the start; what was
-    never met is not said.
+    never met is not said. On a generative model the classes are its tokens, and an example is one taught
+    token: so many are stored where a strategy stores samples.
 
     Args:
         features: x.

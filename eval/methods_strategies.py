@@ -1,7 +1,7 @@
 """Rows that learn by gradient descent: a head on frozen features and LoRA inside the model, under strategies.
 
 Every strategy is one entry of `STRATEGIES`; each makes a row of the head and one of LoRA. A row has at most
-five settings to be chosen from on another seed, the same number as the others.
+five settings to be chosen from on another seed.
 """
 
 from collections.abc import Callable
@@ -58,19 +58,19 @@ STRATEGIES: dict[str, Offer] = {
         lambda strength, limit, seed: OnlineEWC(strength, limit=limit),
         "online EWC, told when an experience ends",
         settings((0.003, 1e2), (0.003, 1e4), (0.01, 1e1), (0.01, 1e2), (0.01, 1e4)),
-        settings((3e-4, 1e3), (3e-4, 1e5), (1e-3, 1e3), (1e-3, 1e5)),
+        settings((3e-4, 1e4), (1e-3, 1e4), (1e-3, 1e6), (3e-3, 1e4), (3e-3, 1e6)),
     ),
     "si": Offer(
         lambda strength, limit, seed: SynapticIntelligence(strength, limit=limit),
         "synaptic intelligence, told when an experience ends",
         settings((0.003, 1.0), (0.003, 100.0), (0.01, 0.1), (0.01, 1.0), (0.01, 100.0)),
-        settings((3e-4, 1.0), (3e-4, 100.0), (1e-3, 1.0), (1e-3, 100.0)),
+        settings((3e-4, 10.0), (1e-3, 10.0), (1e-3, 1e3), (3e-3, 10.0), (3e-3, 1e3)),
     ),
     "lwf": Offer(
         lambda strength, limit, seed: LearningWithoutForgetting(strength),
         "learning without forgetting, told when an experience ends",
         settings((0.003, 1.0), (0.003, 10.0), (0.01, 1.0), (0.01, 3.0), (0.01, 10.0)),
-        settings((3e-4, 1.0), (3e-4, 10.0), (1e-3, 1.0), (1e-3, 10.0)),
+        settings((3e-4, 3.0), (1e-3, 1.0), (1e-3, 10.0), (3e-3, 1.0), (3e-3, 10.0)),
     ),
     "er": Offer(
         lambda strength, limit, seed: ExperienceReplay(seed=seed),
@@ -82,7 +82,7 @@ STRATEGIES: dict[str, Offer] = {
         lambda strength, limit, seed: DarkReplay(strength, 0.5, seed=seed),
         f"DER++ from {BUFFER:,} stored samples",
         settings((0.003, 0.1), (0.003, 0.5), (0.01, 0.1), (0.01, 0.5), (0.03, 0.1)),
-        settings((3e-4, 0.1), (3e-4, 0.5), (1e-3, 0.1), (1e-3, 0.5)),
+        settings((3e-4, 0.5), (1e-3, 0.1), (1e-3, 0.5), (3e-3, 0.1), (3e-3, 0.5)),
     ),
     "agem": Offer(
         lambda strength, limit, seed: AGem(seed=seed),
