@@ -91,7 +91,7 @@ class Grid:
         spec = registry.spec(method) if spec is None else spec
         said = [self.stream, self.batch, self.n_train, self.n_test, self.probe_limit, self.options]
         said += [json.loads(self.config.to_json())] if spec.configured else []
-        said += [self.tune_train] if spec.grid else []
+        said += [self.tune_train, spec.grid] if spec.grid else []
         said += [self.lora_train] if spec.inside else []
         said += [held] if held != 0 else []
         said += [spec.mark] if spec.mark else []

@@ -78,6 +78,18 @@ def saving(out: Path, before: set[str]) -> bool:
     )
 
 
+def halted(child: int) -> bool:
+    """Stop a life where it is; False where it has ended meanwhile, which `ended` is still to be told."""
+    os.kill(child, signal.SIGSTOP)
+    seen = os.waitid(os.P_PID, child, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    return seen is not None and seen.si_code == os.CLD_STOPPED
+
+
+def whole_there(out: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return any(checkpoint.complete(p) for p in out.glob("checkpoint-*"))
+
+
 def same_end(one: Path, two: Path) -> bool:
     return all((one / f).read_bytes() == (two / f).read_bytes() for f in ("end.safetensors", "end.json"))
 
@@ -99,14 +111,19 @@ def main(folder: Path, kills: int, seed: int) -> None:
 
     while told["kills"] < kills:
         before = set(os.listdir(cut)) if cut.exists() else set()
-        told["resumed"] += any(checkpoint.complete(p) for p in cut.glob("checkpoint-*"))
+        told["resumed"] += whole_there(cut)
         child, began, due = begin(cut), time.monotonic(), draw.uniform(0, length)
         wait_for_save, delay = told["kills"] % 2 == 0, draw.uniform(0, 0.02)
+        wait_for_whole = told["kills"] == 1  # however slow the machine is, somebody goes on from a checkpoint
         while not (over := ended(child)):
             if wait_for_save and saving(cut, before):
                 time.sleep(delay)
-                break
-            if not wait_for_save and time.monotonic() - began > due:
+                if halted(child) and saving(cut, before):  # still: nothing can end between look and kill
+                    break
+                delay /= 2
+                os.kill(child, signal.SIGCONT)
+            late = not wait_for_save and time.monotonic() - began > due
+            if late and (not wait_for_whole or whole_there(cut)):
                 break
             time.sleep(0.0005)
         if over:

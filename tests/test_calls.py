@@ -51,30 +51,25 @@ def test_threads_that_share_a_model_wait_for_one_another() -> None:
 
 
 def test_threads_take_turns_in_the_order_in_which_they_came() -> None:
-    """With a lock that knows no order a thread was passed over 6 times by three others."""
-    turn, done, taken = Turn(), threading.Event(), []
+    """And whoever comes again stands behind those that wait: nobody is passed over twice."""
+    turn, taken = Turn(), []
 
-    def loop() -> None:
-        while not done.is_set():
+    def twice(mine: int) -> None:
+        for _ in range(2):
             with turn, turn:  # a thread may take it again
-                taken.append(threading.get_ident())
-                time.sleep(0.001)
+                taken.append(mine)
+                while len(turn._waiting) < min(4, 9 - len(taken)):  # until all the others stand there
+                    time.sleep(0.0005)
 
-    threads = [threading.Thread(target=loop) for _ in range(3)]
+    threads = [threading.Thread(target=twice, args=(mine,)) for mine in range(5)]
+    with turn:
+        for there, thread in enumerate(threads):
+            thread.start()
+            while len(turn._waiting) == there:
+                time.sleep(0.0005)
     for thread in threads:
-        thread.start()
-    waits = []
-    for _ in range(20):
-        while not len(taken) > len(waits):
-            time.sleep(0.001)
-        before = len(taken)
-        with turn:
-            waits.append(len(taken) - before)
-    done.set()
-    for thread in threads:
-        thread.join()
-    assert max(waits) <= 4  # each of the others once, and the one who came just before
-    assert len({*taken}) == 3
+        thread.join(timeout=60)
+    assert taken == [0, 1, 2, 3, 4] * 2
     with copy.deepcopy(turn), turn:
         pass
 

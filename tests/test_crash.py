@@ -35,9 +35,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_pat
     told = json.loads(run.stdout.splitlines()[-1])
     print(told)
     assert told["kills"] == kills
-    if kills > 10:  # when a few kills come, and how far the run is by then, is up to the machine
-        assert told["while_saving"] >= kills // 3
-        assert told["resumed"] >= 1
+    assert told["while_saving"] >= (kills + 1) // 2
+    assert told["resumed"] >= 1
     assert told["same"] == told["ends"] >= 1
     assert told["scratch"] <= 1  # what a killed save has left goes when the run goes on
 

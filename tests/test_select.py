@@ -167,6 +167,17 @@ def test_a_word_counts_as_far_as_it_tells_more_than_words_that_name_nothing() ->
     assert not silent.any()  # nobody tells more than the loudest
 
 
+@pytest.mark.parametrize("grid", [None, (12, 12)])
+def test_words_that_match_by_chance_have_next_to_no_say(grid: tuple[int, int] | None) -> None:
+    """Of what z of a word has without the gain, a standard deviation of 1."""
+    draw, kept = torch.Generator().manual_seed(0), []
+    for _ in range(20):
+        tokens, words = torch.randn(1, 144, 64, generator=draw), torch.randn(8, 64, generator=draw)
+        plain = torch.randn(24, 64, generator=draw)
+        kept += [float(word_evidence(tokens, w[None, None], plain, grid=grid).std()) for w in words]
+    assert sum(kept) / len(kept) < 0.1
+
+
 def test_samples_and_tokens_that_are_not_there_change_nothing() -> None:
     tokens, _ = drawn(10, 4)
     draw = torch.Generator().manual_seed(5)

@@ -7,7 +7,8 @@ Each word of content, e_w, says where something like it is seen, in units of how
 picture differ along it (C is their covariance: a precision-weighted match). s_w is the standard deviation of
 m_w over the tokens, tau^2 the mean of s^2 over words that name nothing ("the", "what"): what those match is
 chance, so a word counts as far as it tells the tokens apart better than they do (the Wiener filter's gain for
-signal and noise of these variances). Where a model's tokens and words share no space, no word does.
+signal and noise of these variances). Where a model's tokens and words share no space every match is chance,
+and a word keeps less than a tenth of its weight on average.
 
 Words are joined as evidence is, by a sum of logs, so "red circle" means both; and so is where the question's
 last position looks in an early layer, which knows places:
