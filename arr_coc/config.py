@@ -61,7 +61,7 @@ class ArrCocConfig:
         settle_steps: and after this many steps at the latest.
         learn_relevance: whether U and the own gain are learned.
         question_relevance: whether they are learned too where the context is a sample's own words, never the
-            same twice (generative models); on scene-qa that is worth about a point.
+            same twice (generative models); on scene-qa that is worth a point or two.
         eta: step of the relevance update, in nats of log-precision along its own direction.
         eta_pointed: the same where somebody pointed (`Learner.point_out`), who is not to be doubted.
         eta_own: step of the own gain, which is learned for each context (see `relevance.OwnGain`); 0 leaves

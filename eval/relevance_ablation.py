@@ -132,6 +132,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--images", type=int, default=20, help="of each seed")
     given = parser.parse_args()
+    if given.images < 1:
+        parser.error(f"--images {given.images}: at least 1 is needed")
     torch.set_num_threads(1)
     model, processor = embedded.load("dual")
     for kind in ("emoji-3x3", "garments-3x3"):

@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge as SkRidge
 from sklearn.neighbors import NearestCentroid
 
 import fakes
-from arr_coc.eval import exam, methods
+from arr_coc.eval import exam, methods, run
 from arr_coc.eval import methods_features as features
 from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded, Sparse
 from fakes import CLASSES, CONFIG, every, fake_store, feed
@@ -301,3 +301,10 @@ def test_what_protects_old_knowledge_changes_what_it_says_and_learns(name: str) 
         feed(method, store, list(range(20)), size=5)
         assert torch.isfinite(method.answer(every(store), CLASSES).scores).all()
         assert bool(method.learner.optimizer.consolidation.kept) == (told.consolidation != "off")
+
+
+def test_a_run_is_another_one_where_it_could_choose_from_other_settings() -> None:
+    grid, known = run.Grid("split-fashion"), methods.spec("streaming-lda")
+    fewer = replace(known, grid=known.grid[:-1])
+    assert grid.key("streaming-lda", 0, 0, "m", spec=known) == grid.key("streaming-lda", 0, 0, "m")
+    assert grid.key("streaming-lda", 0, 0, "m", spec=fewer) != grid.key("streaming-lda", 0, 0, "m")

@@ -45,6 +45,8 @@ def seeing() -> Any:
         table = model.get_input_embeddings().weight
         table[[20, 21]] = 50 * corners
         table[[5, 6]] = 0.0  # what names nothing looks like nothing
+        for block in model.model.language_model.layers:  # attention at random weights is all but even
+            block.self_attn.q_proj.weight *= 30
     return model
 
 
@@ -111,23 +113,21 @@ def test_an_answer_is_no_part_of_the_question(attached: ArrCocModel) -> None:
     torch.testing.assert_close(own(attached, inputs, labels), own(attached, asking([6, 20, 7, 7])))
 
 
-def test_relevance_is_attention_and_match(attached: ArrCocModel) -> None:
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+def test_relevance_is_attention_and_match(attached: ArrCocModel, gain: float) -> None:
     """log r = log a + g sum z + const, where nothing was learned and neighbours have no say."""
-    inputs = asking([6, 20, 5, 21, 7])
-    found = {}
-    for gain in (0.0, 1.0):
-        other = attach(seeing(), ArrCocConfig(own_gain=gain, spread=0), Tokenizer())
-        found[gain] = other(**inputs).relevance.log()
-        other.detach()
-    match = own(attached, inputs)
-    assert match is not None
-    difference = found[1.0] - found[0.0]
-    torch.testing.assert_close(
-        difference - difference.mean(1, keepdim=True),
-        match - match.mean(1, keepdim=True),
-        rtol=1e-4,
-        atol=1e-4,
-    )
+    longer = asking([6, 20, 5, 21, 7, 9])  # whose last token is answered at the place before it
+    inputs = {name: value[:, :-1] if value.dim() == 2 else value for name, value in longer.items()}
+    other = attach(seeing(), ArrCocConfig(own_gain=gain, spread=0), Tokenizer())
+    labels = torch.full_like(longer["input_ids"], -100)
+    labels[:, -1] = 9
+    percept = other.perceive(labels=labels, **longer).percept
+    found = other(**inputs).relevance.log()
+    other.detach()
+    assert percept.own is not None
+    expected = percept.attention.log() + gain * percept.own
+    assert float(percept.attention.log().std()) > 0.01
+    torch.testing.assert_close(found, expected.log_softmax(1), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("beams", [1, 2])

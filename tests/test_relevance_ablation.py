@@ -21,6 +21,13 @@ def test_differences_are_paired_over_the_images_that_count() -> None:
     assert shown[-1] == "| less | 33.3 | 0.200 | +50.0 [50.0, 50.0] | +0.400 [0.400, 0.400] |"
 
 
+def test_no_images_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["relevance_ablation", "--images", "0"])
+    with pytest.raises(SystemExit):
+        ablation.main()
+    assert "--images 0: at least 1" in capsys.readouterr().err
+
+
 def test_every_row_is_one_change_of_a_config() -> None:
     for rows in (ablation.DUAL, ablation.GENERATIVE):
         made = [ArrCocConfig(**changes).to_json() for changes in rows.values()]

@@ -134,20 +134,21 @@ def test_budgets() -> None:
 NONE = torch.empty(0, 4)
 
 
-def matched(tokens: Tensor, words: Tensor) -> Tensor:
-    """m of every word, (N, W), in d x d and not N x N."""
+def matched(tokens: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """m of every word, (N, W), and how much of each is accounted for, (W,), in d x d and not N x N."""
     unit = normalize(tokens.double(), dim=1)
-    x = unit - unit.mean(0)
+    x, words = unit - unit.mean(0), normalize(words.double(), dim=1)
     shrunk = SHRINK * (x @ x.T / len(x)).diagonal().mean()
-    precision = torch.linalg.inv(x.T @ x / len(x) + shrunk * torch.eye(x.shape[1], dtype=torch.float64))
-    match = x @ precision @ normalize(words.double(), dim=1).T
-    return match - match.mean(0)
+    covariance = x.T @ x / len(x)
+    precision = torch.linalg.inv(covariance + shrunk * torch.eye(x.shape[1], dtype=torch.float64))
+    match = x @ precision @ words.T
+    return match - match.mean(0), (words @ covariance @ precision * words).sum(1)
 
 
 def test_word_evidence_is_a_precision_weighted_match() -> None:
     tokens, _ = drawn(10, 4)
     words = torch.randn(2, 4, generator=torch.Generator().manual_seed(5))
-    match = matched(tokens, words)
+    match, _ = matched(tokens, words)
     found = word_evidence(tokens[None].double(), words[None].double(), NONE)
     torch.testing.assert_close(found[0], (match / match.std(0)).sum(1))
 
@@ -156,25 +157,31 @@ def test_a_word_counts_as_far_as_it_tells_more_than_words_that_name_nothing() ->
     tokens, _ = drawn(10, 4)
     draw = torch.Generator().manual_seed(5)
     words, plain = torch.randn(2, 4, generator=draw), 0.3 * torch.randn(3, 4, generator=draw)
-    match = matched(tokens, words)
-    chance = matched(tokens, plain).var(0).mean()
-    gains = (1 - chance / match.var(0)).clamp_min(0)
+    match, told = matched(tokens, words)
+    gains = (1 - matched(tokens, plain)[1].mean() / told).clamp_min(0)
     assert 0 < float(gains.max()) < 1
     found = word_evidence(tokens[None].double(), words[None].double(), plain.double())
     torch.testing.assert_close(found[0], (gains * match / match.std(0)).sum(1))
-    loudest = words[[int(match.var(0).argmax())]]
+    loudest = words[[int(told.argmax())]]
     silent = word_evidence(tokens[None].double(), words[None].double(), loudest.double())
     assert not silent.any()  # nobody tells more than the loudest
 
 
 @pytest.mark.parametrize("grid", [None, (12, 12)])
 def test_words_that_match_by_chance_have_next_to_no_say(grid: tuple[int, int] | None) -> None:
-    """Of what z of a word has without the gain, a standard deviation of 1."""
+    """Of what z of a word has without the gain, a standard deviation of 1; one that is seen keeps several
+    times that, however many of the tokens show it."""
     draw, kept = torch.Generator().manual_seed(0), []
     for _ in range(20):
         tokens, words = torch.randn(1, 144, 64, generator=draw), torch.randn(8, 64, generator=draw)
         plain = torch.randn(24, 64, generator=draw)
         kept += [float(word_evidence(tokens, w[None, None], plain, grid=grid).std()) for w in words]
+        for many in (12, 36, 72):
+            shown = tokens.clone()
+            shown[:, :many] += words[0]
+            z = word_evidence(shown, words[None, :1], plain, grid=grid)[0]
+            assert float(z.std()) > 0.4
+            assert float(z[:many].mean()) > float(z[many:].mean()) + 1
     assert sum(kept) / len(kept) < 0.1
 
 
@@ -197,7 +204,7 @@ def test_samples_and_tokens_that_are_not_there_change_nothing() -> None:
 def test_evidence_is_averaged_over_what_stands_around() -> None:
     tokens = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
     words = torch.randn(1, 4, generator=torch.Generator().manual_seed(5))
-    match = matched(tokens, words)[:, 0].reshape(3, 3)
+    match = matched(tokens, words)[0][:, 0].reshape(3, 3)
     mean = torch.stack(
         [match[max(r - 1, 0) : r + 2, max(c - 1, 0) : c + 2].mean() for r in range(3) for c in range(3)]
     )

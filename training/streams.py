@@ -101,7 +101,7 @@ class Stream:
         rivals: by experience, the answers that its samples' labels are told from, where those are not all
             classes (questions of another kind have other answers).
         delay: steps after which the label of a sample comes; who feeds a learner waits so long (see
-            `stream_options.late`).
+            `eval.exam.one`).
     """
 
     name: str

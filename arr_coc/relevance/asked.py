@@ -1,14 +1,14 @@
 """Asked: how relevant each visual token is to a question's words, before a language model has read them.
 
     m_w(n) = e_w' (C + lambda I)^-1 (v_n - v),   less its mean over n
-    z_w(n) = max(0, 1 - tau^2 / s_w^2) m_w(n) / s_w
+    z_w(n) = max(0, 1 - tau^2 / s_w^2) m_w(n) / sd_n m_w(n),   s_w^2 = e_w' C (C + lambda I)^-1 e_w
 
 Each word of content, e_w, says where something like it is seen, in units of how much the tokens v_n of this
-picture differ along it (C is their covariance: a precision-weighted match). s_w is the standard deviation of
-m_w over the tokens, tau^2 the mean of s^2 over words that name nothing ("the", "what"): what those match is
-chance, so a word counts as far as it tells the tokens apart better than they do (the Wiener filter's gain for
-signal and noise of these variances). Where a model's tokens and words share no space every match is chance,
-and a word keeps less than a tenth of its weight on average.
+picture differ along it (C is their covariance: a precision-weighted match). s_w^2 is how much of the word
+what tells the tokens apart accounts for (ridge regression's share, 0 to 1), tau^2 its mean over words that
+name nothing ("the", "what"): those match by chance, so a word counts as far as it is accounted for better
+than they are (the Wiener filter's gain for signal and noise of these variances). Where a model's tokens and
+words share no space every match is chance, and a word keeps less than a tenth of its weight on average.
 
 Words are joined as evidence is, by a sum of logs, so "red circle" means both; and so is where the question's
 last position looks in an early layer, which knows places:
@@ -58,17 +58,18 @@ def word_evidence(
     least = torch.finfo(among.dtype).tiny ** 0.5
     among.diagonal(dim1=1, dim2=2).add_((SHRINK * level).clamp_min(least).unsqueeze(1))
     every = torch.cat([plain.to(x).expand(len(x), -1, -1), words.to(x)], 1)
-    match = torch.cholesky_solve(
-        x @ normalize(every, dim=2).mT, torch.linalg.cholesky(among)
-    )  # (B, N, P + W)
-    match = centred(_around(match, grid))
-    variance = match.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)  # (B, 1, P + W)
-    chance, signal = variance.split([len(plain), words.shape[1]], 2)
+    raw = x @ normalize(every, dim=2).mT  # (B, N, P + W)
+    match = centred(_around(torch.cholesky_solve(raw, torch.linalg.cholesky(among)), grid))
+    per = (count - 1).clamp_min(1)
+    explained = (_around(raw, grid) * match).sum(1, keepdim=True) / per  # (B, 1, P + W)
+    chance, signal = explained.split([len(plain), words.shape[1]], 2)
     chance = chance.mean(2, keepdim=True) if len(plain) else torch.zeros_like(chance.sum(2, keepdim=True))
-    told = signal > 1e-24  # a word that no token differs by says nothing
+    match = match[..., len(plain) :]
+    size = (match.square().sum(1, keepdim=True) / per).sqrt()
+    told = (size > 1e-12) & (signal > 0)  # a word that no token differs by says nothing
     told = told if said is None else told & said.unsqueeze(1)
-    gain = (1 - chance / signal.clamp_min(1e-24)).clamp_min(0) / signal.clamp_min(1e-24).sqrt()
-    return (match[..., len(plain) :] * torch.where(told, gain, 0.0)).sum(2)
+    gain = (1 - chance / signal.clamp_min(1e-24)).clamp_min(0) / size.clamp_min(1e-12)
+    return (match * torch.where(told, gain, 0.0)).sum(2)
 
 
 def asked(
