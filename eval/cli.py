@@ -1,11 +1,11 @@
 """The command line: `arr-coc demo | eval | rules | relevance | serve | bench | inspect | train | card`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from arr_coc.eval import cli_relevance, cli_rules
+from arr_coc.eval import cli_eval, cli_relevance, cli_rules
 from arr_coc.eval.console import bar, errors, numbers, results, table
 
 app = typer.Typer(
@@ -34,59 +34,7 @@ def demo(
     typer.echo(f"open {found.page}")
 
 
-@app.command(name="eval")
-def evaluate(
-    stream: Annotated[
-        list[str], typer.Argument(help="by name: split-fashion, or 'split-fashion?noise=0.2&shots=5'")
-    ],
-    methods: Annotated[
-        str, typer.Option(help="names or module:Class of your own, separated by commas; all by default")
-    ] = "",
-    seeds: Annotated[str, typer.Option(help="such as 0-4")] = "0-4",
-    orders: Annotated[str, typer.Option(help="orders of experiences, such as 0-2")] = "0-2",
-    batch: Annotated[int, typer.Option(min=1, help="samples per step")] = 10,
-    n_train: Annotated[int | None, typer.Option(help="samples in the stream")] = None,
-    n_test: Annotated[int | None, typer.Option(help="held-out samples")] = None,
-    lora_train: Annotated[int | None, typer.Option(help="samples that LoRA learns from")] = None,
-    held: Annotated[
-        int | None, typer.Option(help="held-out concepts for zero-shot retention; 0: none")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="a folder with a model; by default the built-in one for the stream")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="a folder for what the frozen model perceives (2 GB a seed)")
-    ] = None,
-    markdown: Annotated[bool, typer.Option(help="print the tables as Markdown")] = False,
-    out: Annotated[Path, typer.Option(help="raw records; runs that stand there are not repeated")] = Path(
-        "runs/eval.jsonl"
-    ),
-) -> None:
-    """Every method on the same stream, seeds and orders: the table, and the raw records it comes from."""
-    from arr_coc.eval import run as grid
-
-    with errors():
-        setups = [grid.Grid(name, batch, n_train, n_test, lora_train=lora_train) for name in stream]
-        for setup in setups:
-            setup.load(0, 0)
-        wanted = [m for m in methods.split(",") if m] or None
-        runs: list[dict[str, Any]] = []
-        with bar() as follow:
-            for setup in setups:
-                runs += grid.run(
-                    setup, wanted, numbers(seeds), numbers(orders), model, out, cache, held, follow
-                )
-    if markdown:
-        from arr_coc.eval import methods as registry
-        from arr_coc.eval import table
-
-        names = {name: spec.about for name, spec in registry.METHODS.items()}
-        typer.echo(table.markdown(table.summary(runs), names))
-    else:
-        results(runs)
-    typer.echo(f"raw records in {out}", err=True)
-
-
+app.command(name="eval")(cli_eval.evaluate)
 app.command()(cli_rules.rules)
 app.command()(cli_relevance.relevance)
 app.command()(cli_relevance.serve)

@@ -16,7 +16,8 @@ def errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, TypeError, ImportError) as error:
-        typer.secho(f"arr-coc: {error}", fg="red", err=True)
+        where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        typer.secho(f"arr-coc: {error}{where}", fg="red", err=True)
         raise typer.Exit(2) from error
 
 
@@ -55,9 +56,8 @@ def results(runs: list[dict[str, Any]], names: dict[str, str] | None = None) -> 
     from arr_coc.eval import table as tables
 
     rows = tables.summary(runs)
-    for stream in dict.fromkeys(r["stream"] for r in rows):
-        mine = [r for r in rows if r["stream"] == stream]
-        columns = {c: key for c, key in tables.COLUMNS.items() if any(key in r for r in mine)}
+    for stream, mine in tables.by_stream(rows).items():
+        columns = tables.columns(mine)
         shown = [
             {"method": (names or {}).get(r["method"], r["method"])}
             | {c: tables.cell(r.get(key)) for c, key in columns.items()}

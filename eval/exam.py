@@ -5,9 +5,9 @@ union of probes 1..k with the answers restricted to the classes of 1..k; P and C
 """
 
 import time
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -34,12 +34,14 @@ class Exam:
     Args:
         accuracy: R[t], (T,). pointing: the same for relevance, or None.
         union: C[t], (T,), None for experiences that are not over. union_pointing: the same for pointing.
+        by_class: of each probe, by label: how many were answered right, and of how many.
     """
 
     accuracy: list[float]
     pointing: list[float] | None
     union: list[float | None]
     union_pointing: list[float | None] | None
+    by_class: list[dict[str, tuple[int, int]]]
 
 
 def pictures(plan: Plan, split: str, which: Iterable[int], probe: int = 0) -> list[Any]:
@@ -100,7 +102,16 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
         [float(h.mean()) for h in hits] or None,
         union,
         cumulated or None,
+        [by_class(store.labels(rows), r) for rows, r in zip(plan.probes, right, strict=True)],
     )
+
+
+def by_class(labels: Sequence[str], right: Tensor) -> dict[str, tuple[int, int]]:
+    """By label, sorted: how many of these answers, (len(labels),) of 0 and 1, are right, and how many there
+    are."""
+    count = Counter(labels)
+    hit = Counter(label for label, r in zip(labels, right.tolist(), strict=True) if r)
+    return {label: (hit[label], count[label]) for label in sorted(count)}
 
 
 def zero_shot(method: Method, held: Store, classes: list[str]) -> float:
@@ -175,12 +186,15 @@ def one(
         exams.append(None if skip else examine(method, plan, store, over))
         examining += time.perf_counter() - began
     after = None if held is None else zero_shot(method, held, store.classes)
+    last_exam = exams[-1]
+    assert last_exam is not None
     points = any(e is not None and e.pointing is not None for e in exams)
     return {
         "R": [None if e is None else e.accuracy for e in exams],
         "C": [None if e is None else e.union for e in exams],
         "P": [None if e is None else e.pointing for e in exams] if points else None,
         "CP": [None if e is None else e.union_pointing for e in exams] if points else None,
+        "by_class": last_exam.by_class,
         "zero_shot_before": before,
         "zero_shot_after": after,
         "n_learned": len(kept),
@@ -192,4 +206,5 @@ def one(
         "state_bytes": method.state_bytes(),
         "stored_samples": method.stored_samples,
         "told_boundaries": method.told_boundaries,
+        "ledger": None if method.ledger is None else [k for k, v in asdict(method.ledger).items() if v],
     }

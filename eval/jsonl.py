@@ -19,13 +19,20 @@ def read(path: Path | None) -> list[dict[str, Any]]:
 
 
 def append(path: Path | None, record: dict[str, Any]) -> None:
-    """Write one run after the others; nothing without a path."""
+    """Write one run after the others; nothing without a path.
+
+    Several processes may append to one file on a local disk: a line goes to its end in one write. A line that
+    was cut off does not swallow the next one (where it is another's that is just being written, an empty line
+    is left, which `read` passes over).
+    """
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.tell():
+    line = (json.dumps(record) + "\n").encode()
+    with path.open("a+b", buffering=0) as file:
+        if file.seek(0, 2):
             file.seek(-1, 2)
-            if file.read(1) != b"\n":  # a line that was cut off must not swallow the next one
-                file.write(b"\n")
-        file.write((json.dumps(record) + "\n").encode())
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        written = file.write(line)
+    if written != len(line):
+        raise OSError(f"{path}: only {written} of {len(line)} bytes of a run were written; is the disk full?")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from arr_coc.eval.percepts import Batch, Store, TextBook
+from arr_coc.rules.protocol import Ledger
 
 Features = Callable[[Batch], Tensor]
 
@@ -31,7 +32,8 @@ class Method:
     `final_only` methods see all data at once and are examined at the end alone; `needs_images` methods get
     `Batch.images`; `told_boundaries` says that it goes by `experience_over`, which most never hear of.
     `stored_samples` is how many samples it keeps to learn from again; `asked_again` methods say one text
-    instead of scoring all, and are asked anew where the texts are fewer.
+    instead of scoring all, and are asked anew where the texts are fewer. `ledger` is what its learning rule
+    needs to know, None where it has none of `arr_coc.rules`.
     """
 
     final_only = False
@@ -39,6 +41,7 @@ class Method:
     told_boundaries = False
     stored_samples = 0
     asked_again = False
+    ledger: Ledger | None = None
 
     def observe(self, batch: Batch) -> None:
         raise NotImplementedError

@@ -12,6 +12,7 @@ from arr_coc.eval.percepts import Batch, Store
 from arr_coc.learner import Learner
 from arr_coc.pending import Eligibility
 from arr_coc.readout import PrecisionReadout
+from arr_coc.rules import make_rule
 
 
 class Plugin(Method):
@@ -27,6 +28,7 @@ class Plugin(Method):
     def __init__(self, store: Store, config: ArrCocConfig, fused: bool = True) -> None:
         self.config, self._fused = config, fused and config.readout == "precision"
         self.learner = Learner(config, store.site_widths, store.context.shape[1], store.state_width)
+        self.ledger = make_rule(config.rule, config.rule_options).ledger
 
     def observe(self, batch: Batch) -> None:
         with torch.no_grad():

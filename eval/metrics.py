@@ -73,6 +73,19 @@ def mtil_average(scores: Scores) -> float:
     return _mean(_matrix(scores)[1:])
 
 
+def balanced_accuracy(right: ArrayLike, count: ArrayLike) -> float:
+    """mean_c right_c / count_c over the classes c that occur: the mean recall, a class counts as any other.
+
+    Args:
+        right: answers that are right by class, (C,).
+        count: samples by class, (C,); a class without any is passed over.
+    """
+    hit, n = np.asarray(right, dtype=np.float64), np.asarray(count, dtype=np.float64)
+    if hit.shape != n.shape or hit.ndim != 1 or not ((hit >= 0) & (hit <= n)).all() or not n.any():
+        raise ValueError(f"{right} right of {count}: as many counts, none above its own, are needed")
+    return _mean(hit[n > 0] / n[n > 0])
+
+
 # Transfer
 
 

@@ -125,6 +125,10 @@ class Store:
         """Which of the candidates are among these answers, (len(candidates),)."""
         return torch.tensor([t in answers for t in self.classes])
 
+    def labels(self, rows: Tensor) -> list[str]:
+        """What is right for each of these rows."""
+        return [self.classes[i] for i in self.label[rows].tolist()]
+
     def right(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Whether the best-scored text is right, (len(rows),) of 0 and 1; who can say nothing is wrong."""
         best = scores.max(1)
@@ -163,7 +167,7 @@ class Store:
         )
         return Batch(
             percept,
-            [self.classes[i] for i in self.label[rows].tolist()],
+            self.labels(rows),
             [self.contexts[i] if i >= 0 else None for i in self.cue[rows].tolist()],
             self.image[rows],
             self.pooled[rows],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from arr_coc.eval.percepts import Progress, Store, TextBook, perceive_all
@@ -94,11 +95,13 @@ def of_stream(
         attached: an `ArrCocModel`.
         cache: a file, see `cache_path`.
     """
-    if cache is not None and cache.is_file():
+    if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        # who comes second waits, and reads what the first one made
+        with FileLock(cache.with_suffix(".lock")):
+            if not cache.is_file():
+                save(of_stream(attached, texts, stream, None, batch, progress), cache)
         return restore(cache, texts)
     groups: list[tuple[str, Sequence[Sample]]] = [("train", stream.samples)]
     groups += [("test", probe) for probe in stream.probes]
-    store = perceive_all(attached.perceive, texts, groups, list(stream.classes), batch, progress)
-    if cache is not None:
-        save(store, cache)
-    return store
+    return perceive_all(attached.perceive, texts, groups, list(stream.classes), batch, progress)

@@ -115,6 +115,10 @@ class WordStore:
         within = torch.arange(len(whose)) - (count.cumsum(0) - count)[whose]
         return begin[whose] + within, whose
 
+    def labels(self, rows: Tensor) -> list[str]:
+        """The answer of each of these samples."""
+        return [self.answers[i] for i in rows.tolist()]
+
     def right(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Whether every token of a sample's answer scores best, (len(rows),) of 0 and 1."""
         entries, whose = self.entries(rows)
@@ -142,7 +146,7 @@ class WordStore:
             self.own[entries],
             self.mask[sample] & first.unsqueeze(1),
             [self.questions[i] for i in rows.tolist()],
-            [self.answers[i] for i in rows.tolist()],
+            self.labels(rows),
             rows,
             images,
         )

@@ -49,6 +49,25 @@ def check_target(path: Path) -> Path:
     return path
 
 
+def drawn(figure: Any) -> Markup:
+    """A figure of matplotlib as SVG text, which is closed then."""
+    from matplotlib import pyplot
+
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None}, transparent=False, facecolor="white")
+    pyplot.close(figure)
+    text = file.getvalue()
+    return Markup(text[text.index("<svg") :])
+
+
+def rendered(template: str, **given: Any) -> str:
+    """A template of this package with what it is given, escaped; a name that it lacks is an error."""
+    environment = Environment(
+        loader=PackageLoader("arr_coc.eval", "."), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template(template).render(**given)
+
+
 def curves(runs: Sequence[Record], names: dict[str, str]) -> Markup:
     """Accuracy on every experience's probe after each experience, one panel per experience, as SVG text."""
     import matplotlib
@@ -78,12 +97,7 @@ def curves(runs: Sequence[Record], names: dict[str, str]) -> Markup:
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncol=4, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.93))
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None}, transparent=False, facecolor="white")
-    pyplot.close(figure)
-    text = file.getvalue()
-
-    return Markup(text[text.index("<svg") :])
+    return drawn(figure)
 
 
 def page(
@@ -103,7 +117,7 @@ def page(
         notes: sentences under the table.
     """
     rows = table.summary(runs)
-    columns = [(c, key) for c, key in table.COLUMNS.items() if any(key in r for r in rows)]
+    columns = list(table.columns(rows).items())
     body = [
         {
             "name": names.get(r["method"], r["method"]),
@@ -115,10 +129,8 @@ def page(
         }
         for r in rows
     ]
-    environment = Environment(
-        loader=PackageLoader("arr_coc.eval", "."), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("page.html.jinja").render(
+    return rendered(
+        "page.html.jinja",
         title=title,
         lead=lead,
         columns=[c for c, _ in columns],
@@ -132,13 +144,13 @@ def page(
     )
 
 
-def write(path: Path, text: str) -> Path:
-    """Write a file whole or not at all."""
+def write(path: Path, text: str | bytes) -> Path:
+    """Write a file whole or not at all; text as UTF-8."""
     path = check_target(path)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
         os.chmod(scratch, 0o644)
         os.replace(scratch, path)
     except BaseException:

@@ -1,14 +1,13 @@
 """The table of learning rules: for the terminal, Markdown, JSON and a page with curves."""
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from arr_coc.eval.report import drawn, rendered
 from arr_coc.eval.rules_entries import BASELINE, FROZEN
 from arr_coc.eval.rules_table import Cell, Cost, Run, angle, summary
 from arr_coc.eval.rules_train import Entry
@@ -144,19 +143,13 @@ def _curves(runs: Sequence[Run], label: str, what: Callable[[Run], list[float]])
     figure.supylabel(label, fontsize=9)
     figure.legend(handles, labels, loc="lower center", ncol=4, fontsize=7, frameon=False)
     figure.tight_layout(rect=(0, 0.04 + 0.02 * (len(names) // 4), 1, 1))
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None}, transparent=False, facecolor="white")
-    pyplot.close(figure)
-    text = file.getvalue()
-    return Markup(text[text.index("<svg") :])
+    return drawn(figure)
 
 
 def page(runs: Sequence[Run], shown: Sequence[Shown]) -> str:
     """The page as HTML text."""
-    environment = Environment(
-        loader=PackageLoader("arr_coc.eval", "."), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("rules.html.jinja").render(
+    return rendered(
+        "rules.html.jinja",
         title="Learning rules on one ladder",
         lead="The same ladder, samples, optimizer and passes; each rule's rate was chosen on another seed.",
         tables=shown,

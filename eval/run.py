@@ -1,127 +1,66 @@
-"""The grid: every method on identical streams, seeds and orders.
+"""The grids: every method on identical streams, seeds and orders, one after another or in several processes.
 
 A run is one method on one (stream, seed, order); what it leaves is raw (see `exam`) and is appended to a
-JSONL file as it ends. A run that stands there is not run again: a grid that was stopped goes on.
+JSONL file as it ends. A run that stands there is not run again: a grid that was stopped goes on. Settings are
+chosen once, on a seed that no run uses, before anything is run; they stand in a file beside the runs.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods as registry
-from arr_coc.eval import percepts, percepts_file, records, table
+from arr_coc.eval import percepts, percepts_file, table
 from arr_coc.eval.exam import Record, one
+from arr_coc.eval.grid import Grid
 from arr_coc.eval.jsonl import append, read
 from arr_coc.eval.percepts import Progress
+from arr_coc.eval.workers import Pool
 from arr_coc.eval.world import World, world
 from arr_coc.eval.world_words import WordWorld, word_world
-from arr_coc.training import stream_options, streams
 
-GENERATIVE = ("scene-qa", "easy-vqa")
 TUNING_SEED = 1000  # rates are chosen on this seed's samples, which no run uses
+Named = Mapping[str, Any]  # rows by name, as `methods.specs` takes them
+Tuned = dict[str, tuple[dict[str, float], list[Record]]]  # by group: the settings, and what each came to
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What is run.
+@dataclass
+class Bench:
+    """What a process works with: models by kind and tower, made when they are first asked for and kept.
 
     Args:
-        stream: a name of `streams.STREAMS`, with options behind it or not; kept in one form, so that the same
-            options are the same stream however they were written.
-        batch: samples per step.
-        n_train, n_test: options of the stream; None for its own.
-        probe_limit: samples per probe at most; the counts stand in the records.
-        lora_train: how many of the samples those learn from that train inside the model (LoRA is slow); None
-            for all. Said in the record.
-        tune_train: samples of the tuning seed on which rates are chosen.
-        options: further options of the stream.
-        config: of the plugin.
+        model, held, cache: as in `run`.
     """
 
-    stream: str
-    batch: int = 1
-    n_train: int | None = None
-    n_test: int | None = None
-    probe_limit: int | None = None
-    lora_train: int | None = None
-    tune_train: int = 3000
-    options: tuple[tuple[str, Any], ...] = ()
-    config: ArrCocConfig = field(default_factory=ArrCocConfig)
+    model: str | tuple[Any, Any] | None = None
+    held: int | None = None
+    cache: Path | None = None
+    made: dict[tuple[str, str], World | WordWorld] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stream", stream_options.written(self.stream))
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Bench, (self.model, self.held, self.cache)  # a process makes its own
 
-    def load(self, seed: int, order: int, **changes: Any) -> streams.Stream:
-        sizes = {"n_train": self.n_train, "n_test": self.n_test}
-        named = {k: v for k, v in sizes.items() if v is not None} | dict(self.options) | changes
-        return streams.load(self.stream, seed=seed, order=order, batch=self.batch, **named)
+    def world(self, grid: Grid, tower: str = "model") -> World | WordWorld:
+        kind = grid.body, tower
+        if kind not in self.made:
+            model = grid.body if self.model is None else self.model
+            if grid.body == "generative":
+                self.made[kind] = word_world(model, self.held)
+            else:
+                self.made[kind] = world(model, random=tower == "random", held=self.held)
+        return self.made[kind]
 
-    @property
-    def label(self) -> str:
-        """The stream's name in records: with the batch size where it is not 1."""
-        return self.stream if self.batch == 1 else f"{self.stream}@{self.batch}"
-
-    @property
-    def body(self) -> str:
-        """The kind of model that the stream is for: "generative" for questions, else "dual"."""
-        return "generative" if stream_options.split_name(self.stream)[0] in GENERATIVE else "dual"
-
-    @property
-    def cells(self) -> int:
-        plain, said = stream_options.split_name(self.stream)
-        return 3 if "3x3" in plain or said.get("grid") == "3" or dict(self.options).get("grid") == 3 else 2
-
-    def key(
-        self,
-        method: str,
-        seed: int,
-        order: int,
-        model: str,
-        held: int | None = 0,
-        spec: registry.Spec | None = None,
-    ) -> str:
-        """What tells one run from another; `held` as in `run`, `spec` where the method is somebody's own."""
-        spec = registry.spec(method) if spec is None else spec
-        said = [self.stream, self.batch, self.n_train, self.n_test, self.probe_limit, self.options]
-        said += [json.loads(self.config.to_json())] if spec.configured else []
-        said += [self.tune_train, spec.grid] if spec.grid else []
-        said += [self.lora_train] if spec.inside else []
-        said += [held] if held != 0 else []
-        said += [spec.mark] if spec.mark else []
-        text = json.dumps([*said, method, seed, order, model], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-SCORES = {"R": "accuracy", "C": "cumulative", "P": "pointing", "CP": "cumulative_pointing"}
-
-
-def to_records(runs: Sequence[Record]) -> list[records.Record]:
-    """Runs as raw records, one per step and probe: accuracy, cumulative, pointing, cumulative_pointing, and
-    zero_shot (probe 0) before and after."""
-    out = []
-    for found in runs:
-        who = (found["method"], found["label"], found["seed"], found["order"])
-        sizes = {"R": found["n_probe"], "C": np.cumsum(found["n_probe"]).tolist()}
-        sizes |= {"P": sizes["R"], "CP": sizes["C"]}
-        for name, score in SCORES.items():
-            for step, row in enumerate(found[name] or []):
-                for probe, value in enumerate(row or []):
-                    if value is not None:
-                        n = int(sizes[name][probe])
-                        right = value * n if "P" in name else round(value * n)
-                        out.append(records.Record(*who, step, probe, n, min(right, n), score))
-        for step, what in ((0, "zero_shot_before"), (len(found["R"]) - 1, "zero_shot_after")):
-            if found[what] is not None:
-                n = found["n_held"]
-                out.append(records.Record(*who, step, 0, n, round(found[what] * n), "zero_shot"))
-    return out
+    def store(self, grid: Grid, seed: int, tower: str, progress: Progress | None) -> Any:
+        """Percepts of a stream's samples of this seed; its orders share them."""
+        here = self.world(grid, tower)
+        named = dict(grid.options) | {"n_train": grid.n_train, "n_test": grid.n_test}
+        kept = self.cache and percepts_file.cache_path(self.cache, grid.stream, named, seed, here.model)
+        return here.store(grid.load(seed, 0), kept, progress)
 
 
 def tune(
@@ -160,6 +99,73 @@ def tune(
     return max(tried, key=lambda t: t["final_accuracy"])["settings"], tried
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """The task of choosing settings on one stream, for rows by name; each finding is written as it comes.
+
+    Args:
+        groups: by name, what its settings are found again by.
+    """
+
+    grid: Grid
+    rows: Named
+    groups: dict[str, str]
+    out: Path | None
+
+    @property
+    def what(self) -> str:
+        return f"{self.grid.label}, choosing settings"
+
+    def do(self, bench: Bench, progress: Progress | None) -> Iterator[Record]:
+        specs, stores = registry.specs(self.rows), dict[str, Any]()
+        for name, group in self.groups.items():
+            settings, tried = tune(
+                name, self.grid, lambda tower: bench.world(self.grid, tower), stores, progress, specs[name]
+            )
+            found = {"group": group, "method": name, "settings": settings, "tried": tried}
+            append(self.out, found)
+            yield found
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One run that does not stand anywhere yet; group: what its settings are found by."""
+
+    name: str
+    seed: int
+    order: int
+    key: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The task of running rows on one seed of a stream, over the same percepts."""
+
+    grid: Grid
+    rows: Named
+    wanted: tuple[Wanted, ...]
+    tuned: Tuned
+    out: Path | None
+
+    @property
+    def what(self) -> str:
+        return f"{self.grid.label} seed {self.wanted[0].seed}"
+
+    def do(self, bench: Bench, progress: Progress | None) -> Iterator[Record]:
+        specs, stores = registry.specs(self.rows), dict[str, Any]()
+        for w in self.wanted:
+            spec = specs[w.name]
+            if spec.tower not in stores:
+                stores[spec.tower] = bench.store(self.grid, w.seed, spec.tower, progress)
+            settings, tried = self.tuned.get(w.group, ({}, []))
+            found = _one_run(self.grid, w, spec, bench, stores[spec.tower], settings, progress)
+            found |= {"key": w.key, "group": w.group, "model": bench.world(self.grid).fingerprint}
+            found["tried"] = tried
+            append(self.out, found)
+            yield found
+
+
 def run(
     grid: Grid,
     methods: Sequence[str] | Mapping[str, Any] | None = None,
@@ -170,6 +176,7 @@ def run(
     cache: Path | None = None,
     held: int | None = None,
     progress: Progress | None = None,
+    jobs: int = 1,
 ) -> list[Record]:
     """Every method on every (seed, order) of a stream; returns all runs, those read from `out` included.
 
@@ -180,88 +187,142 @@ def run(
             {"mine": MyClass, "ranpac": None}; None for all that make sense on this stream.
         model: a built-in model's name, a folder, or (model, processor); None for the built-in one of the
             stream's kind.
-        out: a JSONL file; runs that stand in it are not repeated. `export` makes raw records of it.
+        out: a JSONL file; runs that stand in it are not repeated. `outputs.export` makes raw records of it.
+            Settings that were chosen stand in a file `....tuned.jsonl` beside it.
         cache: a folder for percepts (about 1.5 GB a seed); None keeps none.
         held: held-out concepts per artwork for zero-shot retention; 0 leaves it out, None takes all.
         progress: called with (what, done, of).
+        jobs: processes at the same time; each takes a seed of a stream and holds its percepts (with a cache
+            and fewer seeds than jobs, an order of a seed). A script that asks for several needs
+            `if __name__ == "__main__":` before it, as whatever starts processes afresh. What is found is the
+            same, bit for bit, for any number of jobs under the same number of threads (OMP_NUM_THREADS;
+            without it, processes beside others have one each).
 
     Raises:
         ValueError: for an unknown stream, method or option, before anything is run.
     """
-    rows = registry.specs(methods or ())
-    for name, spec in rows.items():
+    return run_all([(grid, methods)], seeds, orders, model, out, cache, held, progress, jobs)
+
+
+def run_all(
+    parts: Sequence[tuple[Grid, Sequence[str] | Mapping[str, Any] | None]],
+    seeds: Sequence[int] = range(5),
+    orders: Sequence[int] = range(3),
+    model: str | tuple[Any, Any] | None = None,
+    out: Path | None = None,
+    cache: Path | None = None,
+    held: int | None = None,
+    progress: Progress | None = None,
+    jobs: int = 1,
+) -> list[Record]:
+    """`run` for several streams, each with its methods; the processes are shared by all of them."""
+    if cache is not None and cache.exists() and not cache.is_dir():
+        raise ValueError(f"{cache} is a file; percepts are kept in a folder")
+    if jobs > 1 and isinstance(model, tuple):
+        raise ValueError(f"jobs={jobs} with a model in memory: processes read it from a folder; give that")
+    asked = [(grid, _rows(grid, methods)) for grid, methods in parts]
+    with Pool(Bench(model, held, cache), jobs) as pool:
+        return _run_all(asked, pool, seeds, orders, out, progress)
+
+
+def _rows(grid: Grid, methods: Sequence[str] | Mapping[str, Any] | None) -> Named:
+    """The rows of a stream by name; a stream, row or option that there is not is refused."""
+    for name, spec in registry.specs(methods or ()).items():
         if grid.body not in spec.bodies:
             raise ValueError(f"{name} has no place on {grid.stream}, which is for a {grid.body} model")
     first = grid.load(0, 0).samples[0]
-    if cache is not None and cache.exists() and not cache.is_dir():
-        raise ValueError(f"{cache} is a file; percepts are kept in a folder")
     sensible = registry.sensible(grid.body, first["context"] is not None, first["mask"] is not None)
-    model = grid.body if model is None else model
-    rows = rows or registry.specs(sensible)
-    made: dict[str, World | WordWorld] = {}
+    rows = methods or sensible
+    return dict(rows) if isinstance(rows, Mapping) else dict.fromkeys(rows)
 
-    def worlds(tower: str) -> World | WordWorld:
-        if tower not in made:
-            few = 1 if held == 0 else held
-            if grid.body == "generative":
-                made[tower] = word_world(model, few)
-            else:
-                made[tower] = world(model, random=tower == "random", held=few)
-        return made[tower]
 
-    mark = worlds("model").fingerprint
-    earlier = {r["key"]: r for r in read(out)}
+def _run_all(
+    parts: Sequence[tuple[Grid, Named]],
+    pool: Pool,
+    seeds: Sequence[int],
+    orders: Sequence[int],
+    out: Path | None,
+    progress: Progress | None,
+) -> list[Record]:
+    beside = None if out is None else out.with_suffix(f".tuned{out.suffix}")
+    found = {r["key"]: r for r in read(out)}
     # settings are a matter of the grid, not of a seed: what an earlier run was tuned to holds for the next
-    tuned = {r["group"]: (r["settings"], r["tried"]) for r in earlier.values() if "group" in r}
-    tuning: dict[str, Any] = {}
-    done: list[Record] = []
+    tuned: Tuned = {r["group"]: (r["settings"], r["tried"]) for r in [*found.values(), *read(beside)]}
+    keys: list[str] = []
+    tunings: list[Tuning] = []
+    lots: list[Seed] = []
+    for grid, rows in parts:
+        wanted = list(_wanted(grid, rows, pool.bench, seeds, orders))
+        keys += [w.key for w in wanted]
+        wanted = [w for w in wanted if w.key not in found]
+        specs = registry.specs(rows)
+        groups = {w.name: w.group for w in wanted if specs[w.name].grid and w.group not in tuned}
+        tunings += [Tuning(grid, rows, groups, beside)] if groups else []
+        for seed in dict.fromkeys(w.seed for w in wanted):
+            lots.append(Seed(grid, rows, tuple(w for w in wanted if w.seed == seed), {}, out))
+    if pool.jobs > 1:
+        _check_told([*tunings, *lots])
+        lots = _split(lots, pool)
+    for _, chosen in pool.each(tunings, progress):
+        tuned[chosen["group"]] = chosen["settings"], chosen["tried"]
+    lots = [replace(s, tuned={w.group: tuned[w.group] for w in s.wanted if w.group in tuned}) for s in lots]
+    count = sum(len(s.wanted) for s in lots)
+    for done, (_, record) in enumerate(pool.each(lots, progress), 1):
+        found[record["key"]] = record
+        if progress is not None:
+            who = f"{record['label']}: {record['method']} seed {record['seed']} order {record['order']}"
+            progress(who, done, count)
+    return [found[key] for key in keys]
 
-    def of_seed(seed: int) -> None:
-        stores: dict[str, Any] = {}
-        for order, (name, spec) in ((o, r) for o in orders for r in rows.items()):
-            if spec.order_free and order != orders[0]:
-                continue
-            key = grid.key(name, seed, order, mark, held, spec)
-            if key in earlier:
-                done.append(earlier[key])
-                continue
-            here, group = worlds(spec.tower), grid.key(name, -1, -1, mark, spec=spec)
-            if spec.grid and group not in tuned:
-                tuned[group] = tune(name, grid, worlds, tuning, progress, spec)
-            if spec.tower not in stores:
-                stores[spec.tower] = _store(grid, seed, here, cache, progress)
-            settings, tried = tuned.get(group, ({}, []))
-            found = _one_run(
-                grid, name, spec, seed, order, here, stores[spec.tower], settings, held, progress
-            )
-            found |= {"key": key, "group": group, "model": mark, "tried": tried}
-            append(out, found)
-            done.append(found)
-            if progress is not None:
-                progress(f"{name} seed {seed} order {order}", len(done), 0)
 
+def _wanted(
+    grid: Grid, rows: Named, bench: Bench, seeds: Sequence[int], orders: Sequence[int]
+) -> Iterator[Wanted]:
+    """Every run of a grid, in the order in which they are reported."""
+    mark, specs = bench.world(grid).fingerprint, registry.specs(rows)
     for seed in seeds:
-        of_seed(seed)  # its stores go when it is over: two seeds' worth are never held
-    return done
+        for order in orders:
+            for name, spec in specs.items():
+                if spec.order_free and order != orders[0]:
+                    continue
+                key = grid.key(name, seed, order, mark, bench.held, spec)
+                yield Wanted(name, seed, order, key, grid.key(name, -1, -1, mark, spec=spec))
 
 
-def _store(grid: Grid, seed: int, here: Any, cache: Path | None, progress: Progress | None) -> Any:
-    sizes = {"n_train": grid.n_train, "n_test": grid.n_test}
-    named = dict(grid.options) | sizes
-    kept = cache and percepts_file.cache_path(cache, grid.stream, named, seed, here.model)
-    return here.store(grid.load(seed, 0), kept, progress)
+def _check_told(tasks: Sequence[Any]) -> None:
+    """Raises:
+    ValueError: for rows that cannot be told to another process."""
+    for task in tasks:
+        for name, what in task.rows.items():
+            try:
+                pickle.dumps(what)
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise ValueError(
+                    f"{name} cannot be told to another process ({error}): with several jobs a class of your "
+                    'own has to be one that can be imported, or named as "module:Class"'
+                ) from error
+
+
+def _split(lots: list[Seed], pool: Pool) -> list[Seed]:
+    """By order where there are more jobs than seeds and the percepts of a seed are shared on disk."""
+    if len(lots) >= pool.jobs or pool.bench.cache is None:
+        return lots
+    out = []
+    for lot in lots:
+        orders = dict.fromkeys(w.order for w in lot.wanted)
+        shared = lot.grid.body == "dual"  # percepts of a generative model are not kept on disk
+        parts = [tuple(w for w in lot.wanted if w.order == o) for o in orders] if shared else [lot.wanted]
+        out += [replace(lot, wanted=part) for part in parts]
+    return out
 
 
 def _one_run(
     grid: Grid,
-    name: str,
+    wanted: Wanted,
     spec: registry.Spec,
-    seed: int,
-    order: int,
-    here: Any,
+    bench: Bench,
     store: Any,
     settings: dict[str, float],
-    held: int | None,
     progress: Progress | None,
 ) -> Record:
     """What is written of one method on one order of one seed.
@@ -269,11 +330,12 @@ def _one_run(
     `step_cost` is (frozen forward + step) / frozen forward in the stream's batch size, candidate texts
     included; LoRA's step has its own forward pass and reads texts that were embedded once, in its favour.
     """
-    stream = grid.load(seed, order)
+    here = bench.world(grid, spec.tower)
+    stream = grid.load(wanted.seed, wanted.order)
     plan = percepts.plan(stream, store, grid.probe_limit)
-    setup = registry.Setup(store, grid.config, grid.cells, seed, here.model, here.processor, settings)
+    setup = registry.Setup(store, grid.config, grid.cells, wanted.seed, here.model, here.processor, settings)
     limit = grid.lora_train if spec.inside else None
-    kept_out = None if held == 0 else here.held.beside(store.classes)
+    kept_out = None if bench.held == 0 else here.held.beside(store.classes)
     raw = one(spec.make(setup), plan, store, grid.batch, kept_out, limit, progress)
     some = [stream.samples[i] for i in range(min(grid.batch, len(stream.samples)))]
     forward = here.forward_seconds(some, store.classes)
@@ -283,10 +345,10 @@ def _one_run(
     return {
         "stream": grid.stream,
         "label": grid.label,
-        "method": name,
+        "method": wanted.name,
         "role": spec.role,
-        "seed": seed,
-        "order": order,
+        "seed": wanted.seed,
+        "order": wanted.order,
         "batch": grid.batch,
         "n_train": len(stream.samples),
         "n_held": 0 if kept_out is None else len(kept_out),
@@ -300,12 +362,3 @@ def _one_run(
         "config": json.loads(grid.config.to_json()),
         **raw,
     }
-
-
-def export(runs: Sequence[Record], path: Path) -> None:
-    """Write the raw records of runs; of the same run under two configs the last one stands.
-
-    Outdated experiences are among them: what is final in a table is asked without those (`table.final`).
-    """
-    last = {(r["label"], r["method"], r["seed"], r["order"]): r for r in runs}
-    records.write(path, to_records(list(last.values())))

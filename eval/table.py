@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from arr_coc.eval import metrics
 from arr_coc.eval.intervals import Interval, binomial_error, holm, paired, student_t
+from arr_coc.training.stream_options import split_name
 
 Record = dict[str, Any]
 Row = dict[str, Any]
@@ -34,6 +36,32 @@ def final(found: Record, name: str = "R") -> float:
     return float(np.mean([found[name][-1][j] for j in current(found)]))
 
 
+def final_classes(found: Record) -> dict[str, tuple[int, int]]:
+    """By label over the `current` probes, at the end: (right, of). Empty for a record that does not tell."""
+    out: dict[str, tuple[int, int]] = {}
+    for j in current(found) if found.get("by_class") else ():
+        for label, (right, n) in found["by_class"][j].items():
+            before = out.get(label, (0, 0))
+            out[label] = before[0] + right, before[1] + n
+    return out
+
+
+def _counts(found: Record) -> tuple[list[int], list[int]]:
+    """Right, and of how many, by class."""
+    both = final_classes(found).values()
+    return [right for right, _ in both], [n for _, n in both]
+
+
+def uneven(found: Record) -> bool:
+    """Whether a run's classes are not alike: its stream has an imbalance, or one class is at least twice as
+    often in its probes as another, and chance does not draw such counts (chi-square, p < 0.001)."""
+    _, count = _counts(found)
+    if len(count) < 2:
+        return False
+    drawn = max(count) < 2 * min(count) or stats.chisquare(count).pvalue >= 0.001
+    return not drawn or "imbalance" in split_name(found["stream"])[1]
+
+
 def scores(found: Record) -> dict[str, float]:
     """What one run comes to, by the names of METRICS; a measure that it does not support is left out.
 
@@ -44,6 +72,8 @@ def scores(found: Record) -> dict[str, float]:
     assert r is not None
     assert c is not None
     asked: dict[str, Callable[[], float]] = {"final_accuracy": lambda: final(found)}
+    if uneven(found):
+        asked["balanced_accuracy"] = lambda: metrics.balanced_accuracy(*_counts(found))
     if len(found["R"]) > 2:
         asked |= {
             "average_incremental_accuracy": lambda: metrics.average_incremental_accuracy(r),
@@ -166,6 +196,7 @@ def cell(value: Any) -> str:
 
 COLUMNS = {
     "final %": "final_accuracy",
+    "balanced %": "balanced_accuracy",
     "vs arr-coc": "vs_plugin",
     "forgetting": "cumulative_forgetting",
     "bwt": "bwt_gem",
@@ -178,6 +209,36 @@ COLUMNS = {
 }
 
 
+def signed(value: Interval) -> str:
+    """A difference in points with its sign: +1.2 ± 0.4."""
+    return f"{100 * value.mean:+.1f}" + ("" if math.isnan(value.half) else f" ± {100 * value.half:.1f}")
+
+
+def by_stream(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each stream, in the order in which the streams first appear."""
+    out: dict[str, list[Row]] = {}
+    for row in rows:
+        out.setdefault(row["stream"], []).append(row)
+    return out
+
+
+def columns(rows: Sequence[Row]) -> dict[str, str]:
+    """Those of `COLUMNS` that one of these rows has."""
+    return {c: key for c, key in COLUMNS.items() if any(key in r for r in rows)}
+
+
+def cells(row: Row, rows: Sequence[Row]) -> dict[str, str]:
+    """One row as text, by column, with what it costs; rows: those of the same stream, for which columns."""
+    shown = {c: cell(row.get(key)) for c, key in columns(rows).items()}
+    costs = {"step cost": f"{row['step_cost']:.2f}x", "state MB": f"{row['state_bytes'] / 1e6:.1f}"}
+    return shown | costs | {"runs": str(row["runs"])}
+
+
+def seeds(rows: Sequence[Row]) -> int:
+    """How many seeds the intervals of these rows are over."""
+    return max(r["final_accuracy"].n for r in rows)
+
+
 def markdown(rows: Sequence[Row], names: dict[str, str] | None = None) -> str:
     """The summary as one Markdown table per stream, in points (100 = all right).
 
@@ -185,20 +246,16 @@ def markdown(rows: Sequence[Row], names: dict[str, str] | None = None) -> str:
         names: what a method is called in it.
     """
     out = []
-    for stream in dict.fromkeys(r["stream"] for r in rows):
-        mine = [r for r in rows if r["stream"] == stream]
-        shown = [c for c, name in COLUMNS.items() if any(name in r for r in mine)]
+    for stream, mine in by_stream(rows).items():
         out += [
             f"**{stream}** (chance {100 * mine[0]['chance']:.0f} %, {mine[0]['n_probe']} test samples)",
             "",
         ]
-        out += ["| method | " + " | ".join([*shown, "step cost", "state MB", "runs"]) + " |"]
-        out += ["|---" * (len(shown) + 4) + "|"]
+        head = ["method", *cells(mine[0], mine)]
+        out += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         for r in mine:
             few = f" (n = {r['n_learned']})" if r["n_learned"] != mine[0]["n_learned"] else ""
-            cells = [cell(r.get(COLUMNS[c])) for c in shown]
-            cells += [f"{r['step_cost']:.2f}x", f"{r['state_bytes'] / 1e6:.1f}", str(r["runs"])]
             name = (names or {}).get(r["method"], r["method"])
-            out.append(f"| {name}{few} | " + " | ".join(cells) + " |")
+            out.append(f"| {name}{few} | " + " | ".join(cells(r, mine).values()) + " |")
         out.append("")
     return "\n".join(out)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,29 @@ class World:
     """A bare model, its processor, and what is the same for every run on it.
 
     Args:
-        held: single held-out emoji with their names as labels: what the frozen model knows beside the stream.
+        held_limit: held-out concepts per artwork, at most.
     """
 
     model: Any
     processor: Any
     texts: TextBook
-    held: Store
-    fingerprint: str
+    held_limit: int | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return percepts_file.fingerprint(self.model)
+
+    @cached_property
+    def held(self) -> Store:
+        """Single held-out emoji with their names as labels: what the frozen model knows beside the stream."""
+        samples = held_out_samples(self.held_limit)
+        attached = attach(self.model)
+        try:
+            names = list(dict.fromkeys(s["label"] for s in samples))
+            shown = percepts.perceive_all(attached.perceive, self.texts, [("held", samples)], names)
+            return replace(shown, images=[s["image"] for s in samples])
+        finally:
+            attached.detach()
 
     def store(self, stream: streams.Stream, cache: Path | None, progress: Progress | None) -> Store:
         attached = attach(self.model)
@@ -82,13 +98,4 @@ def world(model: str | tuple[Any, Any] = "dual", random: bool = False, held: int
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1234)
             bare = type(bare)(bare.config).eval()
-    texts = TextBook(bare, processor)
-    samples = held_out_samples(held)
-    attached = attach(bare)
-    try:
-        names = list(dict.fromkeys(s["label"] for s in samples))
-        shown = percepts.perceive_all(attached.perceive, texts, [("held", samples)], names)
-        shown = replace(shown, images=[s["image"] for s in samples])
-    finally:
-        attached.detach()
-    return World(bare, processor, texts, shown, percepts_file.fingerprint(bare))
+    return World(bare, processor, TextBook(bare, processor), held)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,28 @@ class WordWorld:
     """A bare generative model and what it knows beside the stream.
 
     Args:
-        held: questions about scenes of the kind that the model was trained on, with their answers.
+        held_limit: questions for zero-shot retention; None for 300.
     """
 
     model: Any
     processor: Any
-    held: WordStore
-    fingerprint: str
+    held_limit: int | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.model)
+
+    @cached_property
+    def held(self) -> WordStore:
+        """Questions about scenes of the kind that the model was trained on, with their answers."""
+        samples = held_out_questions(300 if self.held_limit is None else self.held_limit)
+        attached = attach(self.model, processor=self.processor)
+        try:
+            answers = list(dict.fromkeys(s["label"] for s in samples))
+            asked = attached, self.processor, [("held", samples)], answers
+            return perceive_words(*asked, keep_images=True)
+        finally:
+            attached.detach()
 
     def store(self, stream: streams.Stream, cache: Path | None, progress: Progress | None) -> WordStore:
         """Percepts of the stream and its probes; these are not kept on disk."""
@@ -78,11 +94,4 @@ def word_world(model: str | tuple[Any, Any] = "generative", held: int | None = N
 
         folder = model if Path(model).is_dir() else None
         bare, processor = embedded.load("generative" if folder else model, folder=folder)
-    samples = held_out_questions(300 if held is None else held)
-    attached = attach(bare, processor=processor)
-    try:
-        answers = list(dict.fromkeys(s["label"] for s in samples))
-        shown = perceive_words(attached, processor, [("held", samples)], answers, keep_images=True)
-    finally:
-        attached.detach()
-    return WordWorld(bare, processor, shown, fingerprint(bare))
+    return WordWorld(bare, processor, held)

@@ -21,7 +21,7 @@ def test_eval_prints_markdown_keeps_percepts_and_does_not_repeat_itself(tmp_path
     assert rows[2].startswith("| arr-coc |")
     assert rows[3].startswith("| relevance uniform on the true cell, same readout |")
     assert rows[2].endswith("| 2 |")  # runs
-    kept = sorted(p.name for p in cache.iterdir())
+    kept = sorted(p.name for p in cache.glob("*.safetensors"))
     assert len(kept) == 2  # one a seed
     written = out.read_bytes()
     again = CliRunner().invoke(app, asked)
@@ -30,7 +30,9 @@ def test_eval_prints_markdown_keeps_percepts_and_does_not_repeat_itself(tmp_path
     assert [line for line in again.stdout.splitlines() if line.startswith("|")] == rows
     more = CliRunner().invoke(app, [*asked[:-1], "--methods", "plugin-fixed"])
     assert more.exit_code == 0
-    assert sorted(p.name for p in cache.iterdir()) == kept  # what was perceived is not perceived again
+    assert (
+        sorted(p.name for p in cache.glob("*.safetensors")) == kept
+    )  # what was perceived is not perceived again
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 import fakes
 from arr_coc import ArrCocConfig
-from arr_coc.eval import jsonl, methods, metrics, records, run, table
+from arr_coc.eval import jsonl, methods, metrics, outputs, records, run, table
 from arr_coc.training import streams
 from fakes import CONFIG, FakeTexts, fake_store
 
@@ -51,7 +51,7 @@ def test_grid_runs_resumes_and_its_records_give_the_table(
     oracle = next(r for r in found if r["method"] == "oracle")
     assert oracle["P"][-1] == [1.0] * 6
 
-    run.export(found, tmp_path / "records.jsonl")
+    outputs.export(found, tmp_path / "records.jsonl")
     raw = records.by_run(records.read(tmp_path / "records.jsonl"))
     matrix = records.matrix(raw["plugin", "cued-clutter", 0, 0])
     assert metrics.final_accuracy(matrix) == pytest.approx(table.scores(plugin)["final_accuracy"])
@@ -97,7 +97,7 @@ def test_settings_are_tuned_on_a_seed_that_no_run_uses(monkeypatch: pytest.Monke
         seen.append(seed)
         return real(name, seed=seed, **options)
 
-    monkeypatch.setattr(run.streams, "load", load)
+    monkeypatch.setattr(streams, "load", load)
     monkeypatch.setattr(run.percepts, "plan", lambda *_: None)
     scores = iter([0.1, 0.7, 0.3, 0.2, 0.5])
     monkeypatch.setattr(run, "one", lambda *_, **__: {"R": [[next(scores)]]})
