@@ -1,4 +1,4 @@
-"""The page that `arr-coc eval --html` writes: every stream's table, curves, matrices, comparisons and costs."""
+"""The page of `arr-coc eval --html`: every stream's table, curves, matrices, comparisons and costs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,6 @@ from arr_coc.eval.rules_report import NEEDS
 from arr_coc.eval.standing import Standing, standings
 
 Record = dict[str, Any]
-PLUGIN = figures.PLUGIN
 
 
 def anchor(stream: str) -> str:
@@ -64,10 +63,6 @@ def _interval(seeds: int) -> str:
     )
 
 
-def _name(method: str) -> str:
-    return "arr-coc" if method == PLUGIN else method
-
-
 def _overview(summary: Mapping[str, list[table.Row]], methods: Sequence[str]) -> list[dict[str, Any]]:
     """Final accuracy, a row a method and a cell a stream; `best`: the highest mean that is no bound's."""
     out = []
@@ -79,7 +74,7 @@ def _overview(summary: Mapping[str, list[table.Row]], methods: Sequence[str]) ->
             value = None if mine is None else mine["final_accuracy"]
             best = mine is not None and mine["role"] != "bound" and value.mean == max(ranked)
             cells.append({"stream": stream, "text": table.cell(value), "best": best})
-        out.append({"method": method, "name": _name(method), "cells": cells})
+        out.append({"method": method, "name": table.short(method), "cells": cells})
     return out
 
 
@@ -108,7 +103,7 @@ def _section(
         "rows": [
             {
                 "method": r["method"],
-                "name": _name(r["method"]),
+                "name": table.short(r["method"]),
                 "role": r["role"],
                 "few": r["n_learned"] if r["n_learned"] != rows[0]["n_learned"] else "",
                 "cells": [(key, table.cell(r.get(key))) for key in columns.values()],
@@ -166,7 +161,7 @@ def _needs(method: str, runs: Sequence[Record], names: Mapping[str, str]) -> dic
     ledger = sorted({n for entries in told for n in entries}, key=list(NEEDS).index)
     return {
         "method": method,
-        "name": _name(method),
+        "name": table.short(method),
         "about": names.get(method, ""),
         "role": mine[0]["role"],
         "stored": max(r.get("stored_samples", 0) for r in mine),

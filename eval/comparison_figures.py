@@ -48,14 +48,14 @@ def colours(methods: Sequence[str]) -> dict[str, Any]:
 
 
 def so_far(found: Record) -> list[float]:
-    """A_t = mean_{j <= t} R[t][j], t = 1..T: accuracy on what has been taught by then; NaN where not scored."""
+    """A_t = mean_{j <= t} R[t][j], t = 1..T: accuracy on what was taught; NaN where not scored."""
     matrix = table.matrix(found)
     assert matrix is not None
     return [float(matrix[t, :t].mean()) for t in range(1, len(matrix))]
 
 
 def over_runs(runs: Sequence[Record]) -> list[Interval | None]:
-    """`so_far` of a method's runs as an interval at each experience; None where one of them was not scored."""
+    """`so_far` of a method's runs as an interval at each experience; None where one has no score."""
     values = [{(r["seed"], r["order"]): so_far(r)[t] for r in runs} for t in range(len(so_far(runs[0])))]
     return [None if any(map(math.isnan, v.values())) else table.interval(v) for v in values]
 
@@ -71,7 +71,7 @@ def anytime(runs: Sequence[Record], shades: Mapping[str, Any]) -> Markup:
             mean = np.array([100 * i.mean for i in known])
             half = np.array([0.0 if math.isnan(i.half) else 100 * i.half for i in known])
             mine = method == PLUGIN
-            label = "arr-coc" if mine else method
+            label = table.short(method)
             look = {"color": shades[method], "lw": 2.4 if mine else 1.3, "zorder": 3 if mine else 2}
             axes.plot(at, mean, marker="o", ms=4 if len(at) == 1 else 2.5, label=label, **look)
             axes.fill_between(at, mean - half, mean + half, color=shades[method], alpha=0.13, lw=0)
@@ -86,8 +86,8 @@ def anytime(runs: Sequence[Record], shades: Mapping[str, Any]) -> Markup:
 
 
 def matrices(runs: Sequence[Record]) -> Markup:
-    """R of every method, the mean over its runs: rows after each experience (0: before any), columns probes."""
-    methods = [m for m in dict.fromkeys(r["method"] for r in runs)]
+    """R of every method, the mean over its runs: rows after each experience (0: before any)."""
+    methods = list(dict.fromkeys(r["method"] for r in runs))
     across = min(4, len(methods))
     down = -(-len(methods) // across)
     with style() as pyplot:
@@ -99,7 +99,7 @@ def matrices(runs: Sequence[Record]) -> Markup:
             steps, probes = mean.shape
             mesh = panel.pcolormesh(mean, vmin=0, vmax=100, cmap="viridis", edgecolor="white", lw=0.4)
             panel.invert_yaxis()
-            panel.set_title("arr-coc" if method == PLUGIN else method, fontsize=9)
+            panel.set_title(table.short(method), fontsize=9)
             panel.set_xticks(np.arange(probes) + 0.5, range(1, probes + 1), fontsize=6)
             panel.set_yticks(np.arange(steps) + 0.5, range(steps), fontsize=6)
             panel.tick_params(length=0, pad=1)
@@ -118,7 +118,7 @@ def matrices(runs: Sequence[Record]) -> Markup:
 
 
 def forgetting(rows: Sequence[table.Row], shades: Mapping[str, Any]) -> Markup | None:
-    """Cumulative forgetting and backward transfer as bars with intervals; None on a stream of one experience."""
+    """Cumulative forgetting and backward transfer as bars with intervals; None for one experience."""
     kinds = (("cumulative_forgetting", "cumulative forgetting, points"), ("bwt_gem", "bwt, points"))
     mine = [r for r in rows if any(key in r for key, _ in kinds)]
     if not mine:
@@ -126,7 +126,7 @@ def forgetting(rows: Sequence[table.Row], shades: Mapping[str, Any]) -> Markup |
     with style() as pyplot:
         size = (8.4, 0.26 * len(mine) + 1.0)
         figure, axes = pyplot.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
-        names = ["arr-coc" if r["method"] == PLUGIN else r["method"] for r in mine]
+        names = [table.short(r["method"]) for r in mine]
         for panel, (key, label) in zip(axes, kinds, strict=True):
             there = [(i, r[key], shades[r["method"]]) for i, r in enumerate(mine) if key in r]
             half = [0.0 if math.isnan(v.half) else 100 * v.half for _, v, _ in there]

@@ -80,9 +80,11 @@ def balanced_accuracy(right: ArrayLike, count: ArrayLike) -> float:
         right: answers that are right by class, (C,).
         count: samples by class, (C,); a class without any is passed over.
     """
-    hit, n = np.asarray(right, dtype=np.float64), np.asarray(count, dtype=np.float64)
+    hit, n = (np.asarray(x, dtype=np.float64) for x in (right, count))
     if hit.shape != n.shape or hit.ndim != 1 or not ((hit >= 0) & (hit <= n)).all() or not n.any():
-        raise ValueError(f"{right} right of {count}: as many counts, none above its own, are needed")
+        raise ValueError(
+            f"{hit.tolist()} right of {n.tolist()}: as many counts, none above its own, are needed"
+        )
     return _mean(hit[n > 0] / n[n > 0])
 
 

@@ -63,7 +63,7 @@ def export(runs: Sequence[Record], path: Path) -> None:
 
 def flat(row: table.Row) -> dict[str, Any]:
     """A row of `table.summary` in plain numbers: an interval is its mean, with `..._half`, `..._sd` and
-    `..._n` (seeds) beside it; what is not known (the half-width of one seed) is None. Scores are shares of 1."""
+    `..._n` (seeds) beside it; what is not known (the half-width of one seed) is None. Scores are shares."""
     out: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, Interval):
@@ -100,7 +100,7 @@ def as_latex(runs: Sequence[Record], names: Names) -> str:
     r"""One table per stream, as printed, for \usepackage{booktabs}."""
     out = []
     for stream, rows in table.by_stream(table.summary(runs)).items():
-        shown = [{"method": names.get(r["method"], r["method"]), **table.cells(r, rows)} for r in rows]
+        shown = [{"method": table.short(r["method"]), **table.cells(r, rows)} for r in rows]
         chance = f"chance {100 * rows[0]['chance']:.0f} %, {rows[0]['n_probe']} test samples"
         caption = f"{stream} ({chance}); 95 % intervals over {table.seeds(rows)} seeds"
         for sign, meant in (("%", r"\%"), ("_", r"\_"), ("&", r"\&")):
@@ -165,7 +165,7 @@ def write_all(runs: Sequence[Record], where: Mapping[str, Path], names: Names | 
 
     Args:
         where: as `targets` gives it.
-        names: what a method is called where people read (LaTeX, HTML).
+        names: what a method is, for the page's list of methods.
     """
     for kind, path in where.items():
         write(path, KINDS[kind](runs, names or {}))

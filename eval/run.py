@@ -330,7 +330,7 @@ def _one_run(
     `step_cost` is (frozen forward + step) / frozen forward in the stream's batch size, candidate texts
     included; LoRA's step has its own forward pass and reads texts that were embedded once, in its favour.
     """
-    here = bench.world(grid, spec.tower)
+    here: Any = bench.world(grid, spec.tower)  # of either kind of model, as the store is
     stream = grid.load(wanted.seed, wanted.order)
     plan = percepts.plan(stream, store, grid.probe_limit)
     setup = registry.Setup(store, grid.config, grid.cells, wanted.seed, here.model, here.processor, settings)

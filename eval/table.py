@@ -214,6 +214,11 @@ def signed(value: Interval) -> str:
     return f"{100 * value.mean:+.1f}" + ("" if math.isnan(value.half) else f" ± {100 * value.half:.1f}")
 
 
+def short(method: str) -> str:
+    """What a method is called in a table of many: its name, and arr-coc for the plugin."""
+    return "arr-coc" if method == "plugin" else method
+
+
 def by_stream(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each stream, in the order in which the streams first appear."""
     out: dict[str, list[Row]] = {}
