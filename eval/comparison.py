@@ -31,8 +31,9 @@ def page(runs: Sequence[Record], names: Mapping[str, str] | None = None) -> str:
     methods = list(dict.fromkeys(r["method"] for r in runs))
     shades = figures.colours(methods)
     stand = standings(runs)
+    replay = list(dict.fromkeys(s.other for s in stand if s.kind == "replay"))
     sections = [
-        _section(stream, rows, [r for r in runs if r["label"] == stream], shades, stand)
+        _section(stream, rows, [r for r in runs if r["label"] == stream], shades)
         for stream, rows in summary.items()
     ]
     seeds = sorted({r["seed"] for r in runs})
@@ -47,7 +48,8 @@ def page(runs: Sequence[Record], names: Mapping[str, str] | None = None) -> str:
         sections=sections,
         overview=_overview(summary, methods),
         needs=[_needs(m, runs, names or {}) for m in methods],
-        standings=[_stands(s) for s in stand],
+        standings=[_stands(stream, stand, replay) for stream in summary] if stand else [],
+        replay=replay,
     )
 
 
@@ -83,7 +85,6 @@ def _section(
     rows: list[table.Row],
     runs: list[Record],
     shades: Mapping[str, Any],
-    stand: Sequence[Standing],
 ) -> dict[str, Any]:
     first, several = runs[0], len(runs[0]["experiences"]) > 1
     columns = table.columns(rows)
@@ -118,7 +119,6 @@ def _section(
             for r in rows
         ],
         "pairs": [_pair(r) for r in rows if "vs_plugin" in r],
-        "standings": [str(s) for s in stand if s.stream == stream],
         "anytime": figures.anytime(runs, shades) if several else Markup(""),
         "matrices": figures.matrices(runs) if several else Markup(""),
         "forgetting": figures.forgetting(rows, shades) or Markup(""),
@@ -143,14 +143,18 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _stands(s: Standing) -> dict[str, Any]:
+def _stands(stream: str, stand: Sequence[Standing], replay: Sequence[str]) -> dict[str, Any]:
+    """One stream's row: the plugin minus the best other without replay, and minus each of these methods."""
+    mine = [s for s in stand if s.stream == stream]
+    best = next((s for s in mine if s.kind != "replay"), None)
+    beside = {s.other: table.signed(s.difference) for s in mine if s.kind == "replay"}
     return {
-        "stream": s.stream,
-        "id": anchor(s.stream),
-        "kind": s.kind,
-        "other": s.other,
-        "difference": table.signed(s.difference),
-        "holds": {True: "yes", False: "no", None: "one seed"}[s.holds],
+        "stream": stream,
+        "id": anchor(stream),
+        "best": "" if best is None else best.other,
+        "difference": "" if best is None else table.signed(best.difference),
+        "holds": "" if best is None else {True: "yes", False: "no", None: "one seed"}[best.holds],
+        "replay": [beside.get(m, "") for m in replay],
     }
 
 

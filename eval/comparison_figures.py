@@ -25,7 +25,7 @@ def style() -> Iterator[Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    chosen = {
+    chosen: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "arr-coc",  # the same runs are the same page
         "font.family": "sans-serif",
@@ -47,10 +47,16 @@ def colours(methods: Sequence[str]) -> dict[str, Any]:
     return {m: turn[i % 20] for i, m in enumerate(others)} | {PLUGIN: (0.0, 0.0, 0.0)}
 
 
-def so_far(found: Record) -> list[float]:
-    """A_t = mean_{j <= t} R[t][j], t = 1..T: accuracy on what was taught; NaN where not scored."""
+def _scored(found: Record) -> np.ndarray:
+    """R, which every run has."""
     matrix = table.matrix(found)
     assert matrix is not None
+    return matrix
+
+
+def so_far(found: Record) -> list[float]:
+    """A_t = mean_{j <= t} R[t][j], t = 1..T: accuracy on what was taught; NaN where not scored."""
+    matrix = _scored(found)
     return [float(matrix[t, :t].mean()) for t in range(1, len(matrix))]
 
 
@@ -74,7 +80,8 @@ def anytime(runs: Sequence[Record], shades: Mapping[str, Any]) -> Markup:
             label = table.short(method)
             look = {"color": shades[method], "lw": 2.4 if mine else 1.3, "zorder": 3 if mine else 2}
             axes.plot(at, mean, marker="o", ms=4 if len(at) == 1 else 2.5, label=label, **look)
-            axes.fill_between(at, mean - half, mean + half, color=shades[method], alpha=0.13, lw=0)
+            low, high = np.clip(mean - half, 0, 100), np.clip(mean + half, 0, 100)  # no accuracy lies beyond
+            axes.fill_between(at, low, high, color=shades[method], alpha=0.13, lw=0)
         count = len(over_runs(runs[:1]))
         axes.set_xticks(range(1, count + 1))
         axes.set_xlim(0.8, count + 0.2)
@@ -95,7 +102,7 @@ def matrices(runs: Sequence[Record]) -> Markup:
         figure, axes = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
         mesh = None
         for panel, method in zip(axes.flat, methods, strict=False):
-            mean = 100 * np.mean([table.matrix(r) for r in runs if r["method"] == method], axis=0)
+            mean = 100 * np.mean([_scored(r) for r in runs if r["method"] == method], axis=0)
             steps, probes = mean.shape
             mesh = panel.pcolormesh(mean, vmin=0, vmax=100, cmap="viridis", edgecolor="white", lw=0.4)
             panel.invert_yaxis()

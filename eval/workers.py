@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from arr_coc.eval.percepts import Progress
+if TYPE_CHECKING:
+    from arr_coc.eval.percepts import Progress
 
 TELL_EVERY = 0.2  # seconds between two words of one process about how far it is
 PATIENCE = 10.0  # seconds for a process to end when it is told to
@@ -32,7 +33,7 @@ class Task(Protocol):
         """A few words for progress and errors."""
         ...
 
-    def do(self, bench: Any, progress: Progress | None) -> Iterator[Any]:
+    def do(self, bench: Any, progress: "Progress | None") -> Iterator[Any]:
         """What is found, piece by piece; said of a process's progress: (what, done, of)."""
         ...
 
@@ -150,7 +151,7 @@ class Pool:
             worker.pipe.close()
         self._workers.clear()
 
-    def each(self, tasks: Sequence[Task], progress: Progress | None = None) -> Iterator[tuple[int, Any]]:
+    def each(self, tasks: Sequence[Task], progress: "Progress | None" = None) -> Iterator[tuple[int, Any]]:
         """(place of the task, what it found) as it comes; of one task in its order.
 
         Raises:
