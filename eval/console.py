@@ -57,7 +57,7 @@ def results(runs: list[dict[str, Any]], names: dict[str, str] | None = None) -> 
     rows = tables.summary(runs)
     for stream in dict.fromkeys(r["stream"] for r in rows):
         mine = [r for r in rows if r["stream"] == stream]
-        columns = {c: key for c, key in tables.COLUMNS.items() if any(key in r for r in mine)}
+        columns = tables.columns(mine)
         shown = [
             {"method": (names or {}).get(r["method"], r["method"])}
             | {c: tables.cell(r.get(key)) for c, key in columns.items()}
@@ -71,6 +71,8 @@ def results(runs: list[dict[str, Any]], names: dict[str, str] | None = None) -> 
             ["method", *columns, "step x forward", "state MB", "samples", "runs"],
             f"{stream} ({chance})",
         )
+        for note in tables.notes(mine):
+            typer.echo(note)
 
 
 def numbers(text: str) -> list[int]:

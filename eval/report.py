@@ -103,7 +103,7 @@ def page(
         notes: sentences under the table.
     """
     rows = table.summary(runs)
-    columns = [(c, key) for c, key in table.COLUMNS.items() if any(key in r for r in rows)]
+    columns = list(table.columns(rows).items())
     body = [
         {
             "name": names.get(r["method"], r["method"]),
@@ -128,7 +128,7 @@ def page(
         looks=looks,
         bar=data_uri(colour_bar()),
         top=f"{TOP:g}",
-        notes=notes,
+        notes=[*notes, *table.notes(rows)],
     )
 
 

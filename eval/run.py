@@ -24,7 +24,7 @@ from arr_coc.eval.world import World, world
 from arr_coc.eval.world_words import WordWorld, word_world
 from arr_coc.training import stream_options, streams
 
-GENERATIVE = ("scene-qa", "easy-vqa")
+GENERATIVE = ("scene-qa", "easy-vqa", "coin", "ucit")
 TUNING_SEED = 1000  # rates are chosen on this seed's samples, which no run uses
 
 
@@ -192,7 +192,7 @@ def run(
     for name, spec in rows.items():
         if grid.body not in spec.bodies:
             raise ValueError(f"{name} has no place on {grid.stream}, which is for a {grid.body} model")
-    first = grid.load(0, 0).samples[0]
+    first = next(grid.load(0, 0).batches())[0]
     if cache is not None and cache.exists() and not cache.is_dir():
         raise ValueError(f"{cache} is a file; percepts are kept in a folder")
     sensible = registry.sensible(grid.body, first["context"] is not None, first["mask"] is not None)
@@ -275,7 +275,7 @@ def _one_run(
     limit = grid.lora_train if spec.inside else None
     kept_out = None if held == 0 else here.held.beside(store.classes)
     raw = one(spec.make(setup), plan, store, grid.batch, kept_out, limit, progress)
-    some = [stream.samples[i] for i in range(min(grid.batch, len(stream.samples)))]
+    some = [stream.samples[i] for i in plan.shown[: grid.batch]]
     forward = here.forward_seconds(some, store.classes)
     inside = raw["step_seconds"] if spec.inside else raw["step_seconds"] + forward
     tested = None if store.mask is None else store.mask[torch.cat(plan.probes)]
@@ -288,9 +288,11 @@ def _one_run(
         "seed": seed,
         "order": order,
         "batch": grid.batch,
-        "n_train": len(stream.samples),
+        "n_train": len(plan.shown),
+        "skipped": store.skipped,
+        "notes": stream.notes,
         "n_held": 0 if kept_out is None else len(kept_out),
-        "chance": 1 / len(store.classes),
+        "chance": float(np.mean([1 / len(texts) for texts in stream.asked or [store.classes]])),
         "pointing_chance": None if tested is None else float(tested[tested.any(1)].float().mean()),
         "experiences": plan.experiences,
         "outdated": list(stream.outdated),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from arr_coc.eval import metrics
+from arr_coc.eval import metrics, published
 from arr_coc.eval.intervals import Interval, binomial_error, holm, paired, student_t
 
 Record = dict[str, Any]
@@ -48,6 +48,9 @@ def scores(found: Record) -> dict[str, float]:
         asked |= {
             "average_incremental_accuracy": lambda: metrics.average_incremental_accuracy(r),
             "bwt_gem": lambda: metrics.bwt_gem(r),
+            "bwt_coin": lambda: metrics.bwt_coin(r),
+            "transfer_zscl": lambda: metrics.transfer_zscl(r),
+            "mtil_average": lambda: metrics.mtil_average(r),
             "cumulative_forgetting": lambda: metrics.cumulative_forgetting(c),
         }
     if p is not None and cp is not None:
@@ -130,6 +133,7 @@ def summary(runs: Sequence[Record]) -> list[Row]:
                 "forward_seconds": float(np.median([r["forward_seconds"] for r in some])),
                 "state_bytes": max(r["state_bytes"] for r in some),
                 "settings": first["settings"],
+                "notes": list(dict.fromkeys(note for r in some for note in _said(r))),
             }
             # what a learner may use that arr-coc does without: samples kept, and who says that a task is over
             if kept := max(r.get("stored_samples", 0) for r in some):
@@ -176,6 +180,31 @@ COLUMNS = {
     "stored samples": "stored_samples",
     "told of tasks": "told_boundaries",
 }
+_TRANSFER = {"transfer %": "transfer_zscl", "average %": "mtil_average"}
+_INSTRUCTED = {"MAA %": "average_incremental_accuracy", "BWT (1/T)": "bwt_coin"}
+# what the published tables of a stream have beside the final accuracy
+FURTHER = {"mtil": _TRANSFER, "x-tail": _TRANSFER, "coin": _INSTRUCTED, "ucit": _INSTRUCTED}
+
+
+def columns(rows: Sequence[Row]) -> dict[str, str]:
+    """The columns of one stream's table, by what stands above them: those that some row has."""
+    first = next(iter(COLUMNS))
+    further = FURTHER.get(published.plain(rows[0]["stream"]), {})
+    asked = {first: COLUMNS[first]} | further | COLUMNS
+    return {c: key for c, key in asked.items() if any(key in r for r in rows)}
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What stands under one stream's table: what the stream says, what was passed over, what is published."""
+    said = [note for r in rows for note in r["notes"]]
+    return [*dict.fromkeys(said), *published.lines(rows[0]["stream"])]
+
+
+def _said(found: Record) -> list[str]:
+    """What has to be known of one run."""
+    seed = f" (seed {found['seed']})"
+    skipped = [f"{n} samples were passed over: {why}{seed}." for why, n in found.get("skipped", {}).items()]
+    return [*found.get("notes", ()), *skipped]
 
 
 def markdown(rows: Sequence[Row], names: dict[str, str] | None = None) -> str:
@@ -187,7 +216,7 @@ def markdown(rows: Sequence[Row], names: dict[str, str] | None = None) -> str:
     out = []
     for stream in dict.fromkeys(r["stream"] for r in rows):
         mine = [r for r in rows if r["stream"] == stream]
-        shown = [c for c, name in COLUMNS.items() if any(name in r for r in mine)]
+        shown = columns(mine)
         out += [
             f"**{stream}** (chance {100 * mine[0]['chance']:.0f} %, {mine[0]['n_probe']} test samples)",
             "",
@@ -196,9 +225,9 @@ def markdown(rows: Sequence[Row], names: dict[str, str] | None = None) -> str:
         out += ["|---" * (len(shown) + 4) + "|"]
         for r in mine:
             few = f" (n = {r['n_learned']})" if r["n_learned"] != mine[0]["n_learned"] else ""
-            cells = [cell(r.get(COLUMNS[c])) for c in shown]
+            cells = [cell(r.get(key)) for key in shown.values()]
             cells += [f"{r['step_cost']:.2f}x", f"{r['state_bytes'] / 1e6:.1f}", str(r["runs"])]
             name = (names or {}).get(r["method"], r["method"])
             out.append(f"| {name}{few} | " + " | ".join(cells) + " |")
-        out.append("")
+        out += ["", *(f"{note}\n" for note in notes(mine))]
     return "\n".join(out)
