@@ -41,7 +41,7 @@ class Figures:
 
 
 _TRANSFER = ("Transfer", "Average", "Last (here 'final %')")
-_ZSCL = "every dataset is gone over many times, and learned with its task known; here each sample comes once"
+_ZSCL = "samples may be looked at many times, and the task is known while learning; here each comes once"
 _STEPS = "every image may be looked at several times and the class sets have another order; here each once"
 _MTIL = "MTIL order I, CLIP ViT-B/16"
 _TAIL = "X-TAIL, 16 shots, CLIP ViT-B/16"
@@ -93,7 +93,7 @@ PUBLISHED: dict[str, tuple[Figures, ...]] = {
     ),
     "cifar-100": (
         Figures(
-            "CIFAR-100 in ten steps, pre-trained ViTs and other prompts than the row above",
+            "cifar-100 in ten steps, each on the pre-trained model of its authors",
             _FINAL,
             {
                 "L2P": (83.8,),

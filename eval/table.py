@@ -8,6 +8,7 @@ import numpy as np
 
 from arr_coc.eval import metrics, published
 from arr_coc.eval.intervals import Interval, binomial_error, holm, paired, student_t
+from arr_coc.eval.percepts import faults
 
 Record = dict[str, Any]
 Row = dict[str, Any]
@@ -202,9 +203,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def _said(found: Record) -> list[str]:
     """What has to be known of one run."""
-    seed = f" (seed {found['seed']})"
-    skipped = [f"{n} samples were passed over: {why}{seed}." for why, n in found.get("skipped", {}).items()]
-    return [*found.get("notes", ()), *skipped]
+    skipped = found.get("skipped")
+    over = [f"Passed over (seed {found['seed']}): {faults(skipped)}."] if skipped else []
+    return [*found.get("notes", ()), *over]
 
 
 def markdown(rows: Sequence[Row], names: dict[str, str] | None = None) -> str:

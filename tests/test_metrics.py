@@ -172,6 +172,7 @@ def test_summary_has_what_was_scored_and_says_the_same() -> None:
         "average_incremental_accuracy",
         "learning_accuracy",
         "bwt_gem",
+        "bwt_coin",
         "forgetting_first",
         "forgetting_max_from_taught",
     }

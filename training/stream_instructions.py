@@ -109,7 +109,7 @@ def make(
         for task in chosen:  # in one order whatever comes when: the same question has the same index
             file = _file(folders[task], split)
             rows, left = _rows(str(file))
-            notes += [f"{file}: {count} questions are left out: {why}." for why, count in left]
+            notes += [f"{file}, left out: {count} with {why}." for why, count in left]
             where = _images(images, folders[task].parent, rows)
             chance = np.random.default_rng([seed, 46 + (split == "test"), TASKS[kind].index(task)])
             share = None if most is None else most // len(chosen)
