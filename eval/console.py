@@ -71,6 +71,8 @@ def results(runs: list[dict[str, Any]], names: dict[str, str] | None = None) -> 
             ["method", *columns, "step x forward", "state MB", "samples", "runs"],
             f"{stream} ({chance})",
         )
+        for note in tables.notes(mine):
+            typer.echo(note)
 
 
 def numbers(text: str) -> list[int]:

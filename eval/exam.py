@@ -45,9 +45,10 @@ class Exam:
 
 
 def pictures(plan: Plan, split: str, which: Iterable[int], probe: int = 0) -> list[Any]:
-    """The images at these positions of the stream or of a probe."""
-    samples = plan.stream.samples if split == "train" else plan.stream.probes[probe]
-    return [samples[i]["image"] for i in which]
+    """The images at these positions of the plan's stream or of a probe."""
+    if split == "train":
+        return [plan.stream.samples[plan.shown[i]]["image"] for i in which]
+    return [plan.stream.probes[probe][i]["image"] for i in which]
 
 
 def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
@@ -56,8 +57,12 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
     scores: list[Tensor] = []
     hits: list[Tensor] = []
 
+    every = store.candidates
+    column = {text: i for i, text in enumerate(every)}
+
     def ask(probe: int, texts: list[str]) -> tuple[Tensor, list[Tensor]]:
-        """Scores of these texts for a probe, and how well relevance pointed."""
+        """Scores of all candidates for a probe that is answered among these texts, -inf for the others; and
+        how well relevance pointed."""
         answered, pointed = [], []
         rows = plan.probes[probe]
         for start in range(0, len(rows), EXAM_BATCH):
@@ -71,10 +76,17 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
                 true = batch.mask.any(1)  # a sample without a truth has nothing to be pointed at
                 if true.any():
                     pointed.append(pointing(answer.relevance[true], batch.mask[true]))
-        return torch.cat(answered), pointed
+        told = torch.cat(answered)
+        if texts is every:
+            return told, pointed
+        scores = torch.full((len(told), len(every)), -torch.inf, dtype=told.dtype)
+        scores[:, [column[t] for t in texts]] = told
+        return scores, pointed
 
+    # who is told the task of a probe is asked for its classes alone
+    among = plan.stream.asked or [every] * len(plan.probes)
     for probe, rows in enumerate(plan.probes):
-        found, pointed = ask(probe, store.candidates)
+        found, pointed = ask(probe, among[probe])
         scores.append(found)
         hits += [torch.cat(pointed)] if pointed else []
         right.append(store.right(found, rows))
@@ -83,10 +95,7 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
         """The scores of a probe where only these candidates may be said."""
         if not method.asked_again:
             return scores[probe].masked_fill(~allowed, -torch.inf)
-        texts = [t for t, may in zip(store.candidates, allowed.tolist(), strict=True) if may]
-        out = torch.full_like(scores[probe], -torch.inf)
-        out[:, allowed] = ask(probe, texts)[0]
-        return out
+        return ask(probe, [t for t in among[probe] if allowed[column[t]]])[0]
 
     union: list[float | None] = []
     for k in range(len(plan.probes)):

@@ -9,7 +9,7 @@ from arr_coc.config import ArrCocConfig
 from arr_coc.eval import methods as registry
 from arr_coc.training import stream_options, streams
 
-GENERATIVE = ("scene-qa", "easy-vqa")
+GENERATIVE = ("scene-qa", "easy-vqa", "coin", "ucit")
 
 
 @dataclass(frozen=True)

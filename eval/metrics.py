@@ -97,6 +97,15 @@ def bwt_gem(scores: Scores) -> float:
     return _mean((after[-1] - np.diagonal(after))[:-1])
 
 
+def bwt_coin(scores: Scores) -> float:
+    """1/T sum_{i<=T} (R[T][i] - R[i][i]): (T-1)/T of `bwt_gem`, the last task counting as 0 (CoIN, 2024).
+
+    It is MFN, here `final_accuracy`, minus `learning_accuracy`. Their MAA is `average_incremental_accuracy`.
+    """
+    after = _matrix(scores, least=2)[1:]
+    return _mean(after[-1] - np.diagonal(after))
+
+
 def fwt_gem(scores: Scores) -> float:
     """1/(T-1) sum_{i>=2} (R[i-1][i] - R[0][i]): gained before being taught (Lopez-Paz and Ranzato, 2017).
 
@@ -309,6 +318,7 @@ _OF_ONE: list[Callable[[Scores], float]] = [
 ]
 _OF_TWO: list[Callable[[Scores], float]] = [
     bwt_gem,
+    bwt_coin,
     fwt_gem,
     transfer_zscl,
     transfer_rowmean,

@@ -5,6 +5,7 @@ float16 are 1.5 GB); a `Plan` says in which order of experiences they are met. O
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from arr_coc.adapters.dual_encoder import text_embedding
 from arr_coc.percept import Percept
-from arr_coc.training.streams import Sample, Stream, answers_met, outline
+from arr_coc.training.streams import BadRow, Sample, Stream, answers_met, outline
 
 PIXELS = 24  # side of the raw pictures that the pixel controls see
 
@@ -90,6 +91,7 @@ class Store:
         grid: rows and columns that the tokens stand in.
         seconds: of one frozen forward pass per sample, as it was run here.
         images: the pictures, where they are few.
+        skipped: why and how often a sample was passed over; what was has no place.
     """
 
     state_width = 0  # a dual encoder's percept has no state
@@ -111,6 +113,7 @@ class Store:
     grid: tuple[int, int] | None = None
     seconds: float = field(default=0.0, compare=False)
     images: list[Any] | None = field(default=None, compare=False)
+    skipped: dict[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def candidates(self) -> list[str]:
@@ -123,7 +126,8 @@ class Store:
 
     def allowed(self, answers: Sequence[str]) -> Tensor:
         """Which of the candidates are among these answers, (len(candidates),)."""
-        return torch.tensor([t in answers for t in self.classes])
+        said = set(answers)
+        return torch.tensor([t in said for t in self.classes])
 
     def labels(self, rows: Tensor) -> list[str]:
         """What is right for each of these rows."""
@@ -197,8 +201,9 @@ class Plan:
         probes: rows of each experience's probe.
         experiences: what each experience teaches.
         met: the classes that may be answers up to each experience.
-        stream: to render images from.
+        stream: to render images from, and for the candidates of its probes.
         places: of each probe row, its position in the stream's probe.
+        shown: of each row of `train`, its position in the stream.
     """
 
     train: Tensor
@@ -208,6 +213,7 @@ class Plan:
     met: list[list[str]]
     stream: Stream
     places: list[list[int]]
+    shown: list[int]
 
 
 def thin(count: int, limit: int | None) -> list[int]:
@@ -218,24 +224,56 @@ def thin(count: int, limit: int | None) -> list[int]:
 
 
 def plan(stream: Stream, store: Store, probe_limit: int | None = None) -> Plan:
-    """The order of this stream over a store that has its samples.
+    """The order of this stream over a store that has its samples; those that it passed over are left out.
 
     Args:
         probe_limit: samples per probe at most, evenly spread; the count is kept in the records.
+
+    Raises:
+        ValueError: for an experience or a probe of which nothing could be read, and for a probe that is
+            answered among candidates without its labels.
     """
     index, turn = outline(stream.samples)
+    shown = [i for i, number in enumerate(index) if ("train", number) in store.place]
+    turn = [turn[i] for i in shown]
     count = len(stream.experiences)
     if turn == sorted(turn):
         ends = [sum(t <= e for t in turn) for e in range(count)]
     else:
         ends = [len(turn) * (e + 1) // count for e in range(count)]
-    places = [thin(len(p), probe_limit) for p in stream.probes]
-    probes = []
-    for probe, kept in zip(stream.probes, places, strict=True):
+    places, probes = [], []
+    for probe in stream.probes:
         asked, _ = outline(probe)
+        there = [i for i, number in enumerate(asked) if ("test", number) in store.place]
+        kept = [there[i] for i in thin(len(there), probe_limit)]
+        places.append(kept)
         probes.append(torch.tensor([store.place["test", asked[i]] for i in kept]))
-    train = torch.tensor([store.place["train", i] for i in index])
-    return Plan(train, ends, probes, stream.experiences, answers_met(stream), stream, places)
+    nothing = [e for e in range(count) if ends[e] == (ends[e - 1] if e else 0) or not places[e]]
+    if nothing:
+        said = ", ".join(str(stream.experiences[e]) for e in nothing[:3])
+        raise ValueError(f"{stream.name}: no sample could be read of {said} ({faults(store.skipped)})")
+    train = torch.tensor([store.place["train", index[i]] for i in shown])
+    for texts, rows in zip(stream.asked, probes, strict=False):
+        others = {store.classes[i] for i in store.label[rows].tolist()} - set(texts)
+        if others:
+            raise ValueError(f"{stream.name}: {min(others)!r} is a label, but none of its probe's candidates")
+    return Plan(train, ends, probes, stream.experiences, answers_met(stream), stream, places, shown)
+
+
+def good(samples: Sequence[Sample], places: Sequence[int], skipped: Counter[str]) -> list[Sample]:
+    """The samples at these places; those that cannot be made are passed over, and counted."""
+    made = []
+    for place in places:
+        try:
+            made.append(samples[place])
+        except BadRow as error:
+            skipped[str(error)] += 1
+    return made
+
+
+def faults(skipped: dict[str, int]) -> str:
+    """Why samples were passed over, as a sentence's end."""
+    return ", ".join(f"{count} with {why}" for why, count in skipped.items()) or "none was there"
 
 
 def perceive_all(
@@ -258,10 +296,13 @@ def perceive_all(
     contexts: list[str] = []
     place: dict[tuple[str, int], int] = {}
     masked, done, spent = True, 0, 0.0
+    skipped: Counter[str] = Counter()
     candidates = texts.tokens(classes)
     for split, samples in groups:
         for start in range(0, len(samples), batch):
-            some = [samples[i] for i in range(start, min(start + batch, len(samples)))]
+            some = good(samples, range(start, min(start + batch, len(samples))), skipped)
+            if not some:
+                continue
             images = [s["image"] for s in some]
             shown = texts.processor.image_processor(images, return_tensors="pt")["pixel_values"]
             asked = [s["context"] for s in some]
@@ -298,6 +339,10 @@ def perceive_all(
             done += len(some)
             if progress is not None:
                 progress("frozen forward", done, total)
+    if not done:
+        raise ValueError(f"no sample could be read: {faults(skipped)}")
+    if done < total:
+        out = {name: tensor[:done].clone() for name, tensor in out.items()}
     tokens = tuple(out.pop(name) for name in sorted(n for n in out if n.startswith("tokens_")))
     mask = out.pop("mask", None)
     return Store(
@@ -308,7 +353,8 @@ def perceive_all(
         place=place,
         texts=texts,
         grid=seen.percept.grid,
-        seconds=spent / max(total, 1),
+        seconds=spent / done,
+        skipped=dict(skipped),
         **out,
     )
 

@@ -48,6 +48,7 @@ def save(store: Store, path: Path) -> None:
         "place": [[s, i, row] for (s, i), row in store.place.items()],
         "grid": store.grid,
         "seconds": store.seconds,
+        "skipped": store.skipped,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".part")

@@ -5,14 +5,15 @@ end included, scores best given the ones before: so stored percepts at the answe
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from arr_coc.eval.percepts import Progress
+from arr_coc.eval.percepts import Progress, faults, good
 from arr_coc.percept import Percept
 from arr_coc.training import questions
 from arr_coc.training.streams import Sample
@@ -58,6 +59,7 @@ class WordStore:
         classes: every answer that occurs. pieces: its tokens, the end included.
         place: row of a sample by its split and index.
         images: the pictures, where they are few.
+        skipped: why and how often a sample was passed over; what was has no place.
     """
 
     tokens: tuple[Tensor, ...]
@@ -77,6 +79,7 @@ class WordStore:
     grid: tuple[int, int] | None
     seconds: float
     images: list[Any] | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
     contexts: tuple[str, ...] = ()  # a question is part of the sequence, not a text of its own
 
     def __len__(self) -> int:
@@ -181,9 +184,13 @@ def perceive_words(
     Args:
         attached: an `ArrCocModel` over a generative model.
         groups: (split, samples) one after another; `context` is the question and `label` the answer.
-        classes: every answer that occurs.
+        classes: every answer that occurs. A sample whose answer has a character that the tokenizer lacks is
+            passed over: all such answers would be the same to the model.
     """
     total, done, spent = sum(len(samples) for _, samples in groups), 0, 0.0
+    skipped: Counter[str] = Counter()
+    unknown = processor.tokenizer.unk_token_id
+    pieces = {c: processor.tokenizer(c)["input_ids"] for c in classes}
     parts: dict[str, list[Tensor]] = {}
     tokens: list[list[Tensor]] = []
     asked: list[str] = []
@@ -192,7 +199,12 @@ def perceive_words(
     kept: list[Any] = []
     for split, samples in groups:
         for begin in range(0, len(samples), batch):
-            some = [samples[i] for i in range(begin, min(begin + batch, len(samples)))]
+            some = good(samples, range(begin, min(begin + batch, len(samples))), skipped)
+            sayable = [s for s in some if unknown not in pieces.get(s["label"], ())]
+            if len(sayable) < len(some):
+                skipped["an answer that the tokenizer lacks characters for"] += len(some) - len(sayable)
+            if not (some := sayable):
+                continue
             images = [s["image"] for s in some]
             q, a = [s["context"] for s in some], [s["label"] for s in some]
             inputs, labels = said(processor, images, q, a)
@@ -229,6 +241,8 @@ def perceive_words(
             kept += images if keep_images else []
             if progress is not None:
                 progress("frozen forward", done, total)
+    if not done:
+        raise ValueError(f"no sample could be read: {faults(skipped)}")
     whole: dict[str, Any] = {name: torch.cat(tensors) for name, tensors in parts.items()}
     count = whole.pop("count")
     end = [processor.tokenizer.eos_token_id]
@@ -236,12 +250,13 @@ def perceive_words(
         tokens=tuple(torch.cat(site) for site in zip(*tokens, strict=True)),
         start=torch.cat([count.new_zeros(1), count.cumsum(0)]),
         classes=classes,
-        pieces={c: [*processor.tokenizer(c)["input_ids"], *end] for c in classes},
+        pieces={c: [*ids, *end] for c, ids in pieces.items()},
         questions=asked,
         answers=answers,
         place=place,
         grid=seen.percept.grid,
-        seconds=spent / max(total, 1),
+        seconds=spent / done,
         images=kept or None,
+        skipped=dict(skipped),
         **whole,
     )

@@ -140,7 +140,7 @@ def page(
         looks=looks,
         bar=data_uri(colour_bar()),
         top=f"{TOP:g}",
-        notes=notes,
+        notes=[*notes, *table.notes(rows)],
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from arr_coc.eval import methods as registry
@@ -230,7 +231,7 @@ def _rows(grid: Grid, methods: Sequence[str] | Mapping[str, Any] | None) -> Name
     for name, spec in registry.specs(methods or ()).items():
         if grid.body not in spec.bodies:
             raise ValueError(f"{name} has no place on {grid.stream}, which is for a {grid.body} model")
-    first = grid.load(0, 0).samples[0]
+    first = next(grid.load(0, 0).batches())[0]
     sensible = registry.sensible(grid.body, first["context"] is not None, first["mask"] is not None)
     rows = methods or sensible
     return dict(rows) if isinstance(rows, Mapping) else dict.fromkeys(rows)
@@ -337,7 +338,7 @@ def _one_run(
     limit = grid.lora_train if spec.inside else None
     kept_out = None if bench.held == 0 else here.held.beside(store.classes)
     raw = one(spec.make(setup), plan, store, grid.batch, kept_out, limit, progress)
-    some = [stream.samples[i] for i in range(min(grid.batch, len(stream.samples)))]
+    some = [stream.samples[i] for i in plan.shown[: grid.batch]]
     forward = here.forward_seconds(some, store.classes)
     inside = raw["step_seconds"] if spec.inside else raw["step_seconds"] + forward
     tested = None if store.mask is None else store.mask[torch.cat(plan.probes)]
@@ -350,9 +351,11 @@ def _one_run(
         "seed": wanted.seed,
         "order": wanted.order,
         "batch": grid.batch,
-        "n_train": len(stream.samples),
+        "n_train": len(plan.shown),
+        "skipped": store.skipped,
+        "notes": stream.notes,
         "n_held": 0 if kept_out is None else len(kept_out),
-        "chance": 1 / len(store.classes),
+        "chance": float(np.mean([1 / len(texts) for texts in stream.asked or [store.classes]])),
         "pointing_chance": None if tested is None else float(tested[tested.any(1)].float().mean()),
         "experiences": plan.experiences,
         "outdated": list(stream.outdated),

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from arr_coc.eval import metrics
+from arr_coc.eval import metrics, published
 from arr_coc.eval.intervals import Interval, binomial_error, holm, paired, student_t
+from arr_coc.eval.percepts import faults
 from arr_coc.training.stream_options import split_name
 
 Record = dict[str, Any]
@@ -78,6 +79,9 @@ def scores(found: Record) -> dict[str, float]:
         asked |= {
             "average_incremental_accuracy": lambda: metrics.average_incremental_accuracy(r),
             "bwt_gem": lambda: metrics.bwt_gem(r),
+            "bwt_coin": lambda: metrics.bwt_coin(r),
+            "transfer_zscl": lambda: metrics.transfer_zscl(r),
+            "mtil_average": lambda: metrics.mtil_average(r),
             "cumulative_forgetting": lambda: metrics.cumulative_forgetting(c),
         }
     if p is not None and cp is not None:
@@ -160,6 +164,7 @@ def summary(runs: Sequence[Record]) -> list[Row]:
                 "forward_seconds": float(np.median([r["forward_seconds"] for r in some])),
                 "state_bytes": max(r["state_bytes"] for r in some),
                 "settings": first["settings"],
+                "notes": list(dict.fromkeys(note for r in some for note in _said(r))),
             }
             # what a learner may use that arr-coc does without: samples kept, and who says that a task is over
             if kept := max(r.get("stored_samples", 0) for r in some):
@@ -207,6 +212,31 @@ COLUMNS = {
     "stored samples": "stored_samples",
     "told of tasks": "told_boundaries",
 }
+_TRANSFER = {"transfer %": "transfer_zscl", "average %": "mtil_average"}
+_INSTRUCTED = {"MAA %": "average_incremental_accuracy", "BWT (1/T)": "bwt_coin"}
+# what the published tables of a stream have beside the final accuracy
+FURTHER = {"mtil": _TRANSFER, "x-tail": _TRANSFER, "coin": _INSTRUCTED, "ucit": _INSTRUCTED}
+
+
+def columns(rows: Sequence[Row]) -> dict[str, str]:
+    """The columns of one stream's table, by what stands above them: those that some row has."""
+    first = next(iter(COLUMNS))
+    further = FURTHER.get(published.plain(rows[0]["stream"]), {})
+    asked = {first: COLUMNS[first]} | further | COLUMNS
+    return {c: key for c, key in asked.items() if any(key in r for r in rows)}
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What stands under one stream's table: what the stream says, what was passed over, what is published."""
+    said = [note for r in rows for note in r["notes"]]
+    return [*dict.fromkeys(said), *published.lines(rows[0]["stream"])]
+
+
+def _said(found: Record) -> list[str]:
+    """What has to be known of one run."""
+    skipped = found.get("skipped")
+    over = [f"Passed over (seed {found['seed']}): {faults(skipped)}."] if skipped else []
+    return [*found.get("notes", ()), *over]
 
 
 def signed(value: Interval) -> str:
@@ -225,11 +255,6 @@ def by_stream(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for row in rows:
         out.setdefault(row["stream"], []).append(row)
     return out
-
-
-def columns(rows: Sequence[Row]) -> dict[str, str]:
-    """Those of `COLUMNS` that one of these rows has."""
-    return {c: key for c, key in COLUMNS.items() if any(key in r for r in rows)}
 
 
 def cells(row: Row, rows: Sequence[Row]) -> dict[str, str]:
@@ -262,5 +287,5 @@ def markdown(rows: Sequence[Row], names: dict[str, str] | None = None) -> str:
             few = f" (n = {r['n_learned']})" if r["n_learned"] != mine[0]["n_learned"] else ""
             name = (names or {}).get(r["method"], r["method"])
             out.append(f"| {name}{few} | " + " | ".join(cells(r, mine).values()) + " |")
-        out.append("")
+        out += ["", *(f"{note}\n" for note in notes(mine))]
     return "\n".join(out)

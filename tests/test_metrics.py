@@ -20,6 +20,7 @@ FOUR = [[0.5, 0.9, 0.1], [0.6, 0.7, 0.2], [0.4, 0.6, 0.8]]
 COLUMNS = (
     "forgetting_first",
     "bwt_gem",
+    "bwt_coin",
     "forgetting_max",
     "forgetting_max_from_taught",
     "forgetting_max_incl_last",
@@ -37,9 +38,9 @@ def with_row_zero(rows: list[list[float]], before: float = math.nan) -> np.ndarr
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (ONE, (0.30, -0.30, 0.30, 0.30, 0.40, 0.738889, 0.25, 0.555556, 0.566667)),
-        (TWO, (0.15, -0.15, 0.15, 0.15, 0.15, 0.775, 0.6375, 0.716667, 0.75)),
-        (THREE, (-0.15, 0.15, -0.10, -0.10, 0.0, 0.65, 0.10, 0.477778, 0.70)),
+        (ONE, (0.30, -0.30, -0.20, 0.30, 0.30, 0.40, 0.738889, 0.25, 0.555556, 0.566667)),
+        (TWO, (0.15, -0.15, -0.10, 0.15, 0.15, 0.15, 0.775, 0.6375, 0.716667, 0.75)),
+        (THREE, (-0.15, 0.15, 0.10, -0.10, -0.10, 0.0, 0.65, 0.10, 0.477778, 0.70)),
     ],
 )
 def test_three_matrices_of_known_value(rows: list[list[float]], expected: tuple[float, ...]) -> None:
@@ -171,6 +172,7 @@ def test_summary_has_what_was_scored_and_says_the_same() -> None:
         "average_incremental_accuracy",
         "learning_accuracy",
         "bwt_gem",
+        "bwt_coin",
         "forgetting_first",
         "forgetting_max_from_taught",
     }

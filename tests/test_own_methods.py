@@ -187,6 +187,7 @@ def test_whoever_is_asked_again_is_examined_as_one_whose_scores_are_narrowed() -
         [CLASSES[:2], CLASSES],
         stream,
         [[0] * 15, [0] * 15],
+        list(range(30)),
     )
     method = features.NearestMean(features.tower_output)
     feed(method, store, list(range(30)))

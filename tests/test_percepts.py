@@ -51,7 +51,9 @@ def test_union_restricts_the_answers_to_what_was_taught() -> None:
     probes = [(store.label == k).nonzero().flatten() for k in range(3)]
     met = [CLASSES[: k + 1] for k in range(3)]
     stream = streams.Stream("fake", [], [[c] for c in CLASSES], CLASSES, [])
-    plan = percepts.Plan(torch.arange(0), [0, 0, 0], probes, [[c] for c in CLASSES], met, stream, [[]] * 3)
+    plan = percepts.Plan(
+        torch.arange(0), [0, 0, 0], probes, [[c] for c in CLASSES], met, stream, [[]] * 3, []
+    )
     plan = replace(plan, places=[list(range(len(p))) for p in probes])
     method = Scripted()
     method.known = 1

@@ -18,7 +18,7 @@ def planned() -> tuple:
     train = [order[:first][::2], order[first:][::2]]
     probes = [order[:first][1::2], order[first:][1::2]]
     ends = [len(train[0]), len(train[0]) + len(train[1])]
-    plan = Plan(torch.cat(train), ends, probes, [["red"], ["blue"]], [], None, [])  # type: ignore[arg-type]
+    plan = Plan(torch.cat(train), ends, probes, [["red"], ["blue"]], [], None, [], [])  # type: ignore[arg-type]
     return store, plan
 
 

@@ -137,7 +137,7 @@ def _moved(stream: Stream, keys: Sequence[_Key]) -> Stream:
         arranged.append(replace(key, reach=furthest))
 
     def candidates(sample: Sample, key: _Key) -> dict[str, Any]:
-        if len(sample["candidates"]) == len(stream.classes):
+        if stream.asked or len(sample["candidates"]) == len(stream.classes):
             return {}
         return {"candidates": met[key.reach]}
 
@@ -255,7 +255,8 @@ def drift(stream: Stream, places: float, seed: int, order: int) -> Stream:
     def change(sample: Sample, key: _Key) -> dict[str, Any]:
         if key.turn < count:
             return {}
-        return {"label": turned(sample["label"], key.own), "candidates": stream.classes}
+        known = stream.asked[key.own] if stream.asked else stream.classes
+        return {"label": turned(sample["label"], key.own), "candidates": known}
 
     def told(label: str, key: _Key) -> str:
         return label if key.turn < count else turned(label, key.own)
@@ -272,6 +273,7 @@ def drift(stream: Stream, places: float, seed: int, order: int) -> Stream:
         experiences=stream.experiences * 2,
         met=[*answers_met(stream), *[stream.classes] * count],
         rivals=stream.rivals * 2,
+        asked=stream.asked * 2,
         probes=probes,
         outdated=outdated,
     )

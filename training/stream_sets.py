@@ -91,7 +91,7 @@ def make(
     if kind not in HUB:
         raise ValueError(f"kind={kind!r}: possible are {', '.join(HUB)}")
     place = found(kind, source, HUB[kind] if hub else "")
-    rows = {split: _rows(place, hub, split, seed) for split in ("train", "test")}
+    rows = {split: opened_rows(place, hub, split, seed) for split in ("train", "test")}
     names = rows["train"].names
     if rows["test"].names != names:
         raise ValueError(f"{place}: its two splits have different classes")
@@ -133,23 +133,47 @@ def assemble(
     Raises:
         ValueError: for more pictures than there are.
     """
-    texts = [PROMPT.format(n) for n in rows["train"].names]
 
     def keys(split: str) -> list[Key]:
         there, size = list(rows[split].numbers), sizes[split]
         if size is not None and not 1 <= size <= len(there):
             raise ValueError(f"n_{split}={size!r}: 1 to {len(there)} are possible")
         drawn = np.random.default_rng([seed, 30 + (split == "test")]).permutation(len(there))[:size]
-        some = [Key(split, turns(split, there[i]), there[i]) for i in drawn.tolist()]
-        return sorted(some, key=lambda k: k.turn)
+        return [Key(split, turns(split, there[i]), there[i]) for i in drawn.tolist()]
+
+    train, test = keys("train"), keys("test")
+    for what, some in (("n_train", train), ("n_test", test)):
+        if len({k.turn for k in some}) < len(experiences):
+            raise ValueError(f"{what}={len(some)}: too few for every one of {len(experiences)} experiences")
+    return woven(name, rows, train, test, experiences, met)
+
+
+def woven(
+    name: str,
+    rows: dict[str, Rows],
+    train: list[Key],
+    test: list[Key],
+    experiences: list[list[str]],
+    met: list[list[str]],
+    asked: list[list[str]] | None = None,
+) -> Stream:
+    """The stream of these pictures, an experience after the other, in each as they are given.
+
+    Args:
+        met: candidates up to each experience while learning; the last are those of a probe.
+        asked: candidates of each experience, while learning and of its probe, where its task is known.
+    """
+    texts = [PROMPT.format(n) for n in rows["train"].names]
+    train, test = (sorted(some, key=lambda k: k.turn) for some in (train, test))
 
     def told(key: Key) -> str:
         return texts[rows[key.split].classes[key.index]]
 
     def render(key: Key) -> Sample:
+        known = asked or (met if key.split == "train" else [met[-1]] * len(met))
         return {
             "image": decoded(rows[key.split].cells[key.index]),
-            "candidates": met[key.turn] if key.split == "train" else met[-1],
+            "candidates": known[key.turn],
             "label": told(key),
             "context": None,
             "experience": key.turn,
@@ -157,15 +181,26 @@ def assemble(
             "index": key.index,
         }
 
-    train, test = keys("train"), keys("test")
     probes = [Rendered([k for k in test if k.turn == e], render, told) for e in range(len(experiences))]
-    for what, some in (("n_train", train), ("n_test", test)):
-        if len({k.turn for k in some}) < len(experiences):
-            raise ValueError(f"{what}={len(some)}: too few for every one of {len(experiences)} experiences")
-    return Stream(name, Rendered(train, render, told), experiences, met[-1], list(probes), met=met)
+    samples = Rendered(train, render, told)
+    return Stream(
+        name,
+        samples,
+        experiences,
+        met[-1],
+        list(probes),
+        met=met,
+        rivals=asked or [],
+        asked=asked or [],
+    )
 
 
-def _rows(source: str, hub: bool, split: str, seed: int) -> Rows:
+def opened_rows(source: str, hub: bool, split: str, seed: int) -> Rows:
+    """The rows of a split; of a set without splits, those that the seed gives it.
+
+    Raises:
+        ValueError: for labels that are numbers without names. KeyError: without an image or a label column.
+    """
     cells, classes, names, whole = _read(source, hub, split)
     if not whole:
         return Rows(cells, range(len(classes)), classes, names)
@@ -178,7 +213,7 @@ def _rows(source: str, hub: bool, split: str, seed: int) -> Rows:
     return Rows(cells, numbers, classes, names)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _read(source: str, hub: bool, split: str) -> tuple[Any, np.ndarray, tuple[str, ...], bool]:
     """Image cells, classes and names; and whether this is the whole set, not divided."""
     import datasets
@@ -196,11 +231,16 @@ def _read(source: str, hub: bool, split: str) -> tuple[Any, np.ndarray, tuple[st
     if hasattr(told, "names"):
         numbers, names = data["label"], list(told.names)
     else:
-        names = sorted(set(data["label"]))
+        names = sorted(set(data["label"]), key=str)
+        if not all(isinstance(n, str) for n in names):
+            raise ValueError(f"{source}: the labels have no names; texts or a ClassLabel are needed")
         numbers = [names.index(value) for value in data["label"]]
     if "class_name" in data.column_names:
         called = dict(zip(numbers, data["class_name"], strict=True))
         names = [called[i] for i in range(len(names))]
+    lacking = sum(not isinstance(n, int) or not 0 <= n < len(names) for n in numbers)
+    if lacking:
+        raise ValueError(f"{source}: {lacking} rows of {split!r} have no label")
     listed = _listed(Path(source))
     cells = data.cast_column("image", datasets.Image(decode=False))["image"]
     said = tuple(listed.get(n, n).replace("_", " ") for n in names)

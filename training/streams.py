@@ -57,6 +57,10 @@ STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "imagenet-r": ("stream_sets", {"kind": "imagenet-r"}),
     "core50": ("stream_core50", {"by": "sessions"}),
     "core50-nc": ("stream_core50", {"by": "classes"}),
+    "mtil": ("stream_mtil", {"kind": "mtil"}),
+    "x-tail": ("stream_mtil", {"kind": "x-tail"}),
+    "coin": ("stream_instructions", {"kind": "coin"}),
+    "ucit": ("stream_instructions", {"kind": "ucit"}),
 }
 
 
@@ -100,6 +104,9 @@ class Stream:
         outdated: experiences that a later one contradicts: what is right at the end is not what they taught.
         rivals: by experience, the answers that its samples' labels are told from, where those are not all
             classes (questions of another kind have other answers).
+        asked: by probe, the candidates among which it is answered, where it is told from which these are (a
+            task that is known when it is tested); empty where every class may be the answer.
+        notes: what a reader of its results has to know, a sentence each.
         delay: steps after which the label of a sample comes; who feeds a learner waits so long (see
             `eval.exam.one`).
     """
@@ -114,6 +121,8 @@ class Stream:
     met: list[list[str]] = field(default_factory=list)
     outdated: tuple[int, ...] = ()
     rivals: list[list[str]] = field(default_factory=list)
+    asked: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     delay: int = 0
 
     def __len__(self) -> int:
