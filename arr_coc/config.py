@@ -22,6 +22,7 @@ _CHOICES = {
     "optimizer": ("direction", "sgd", "adam"),
     "consolidation": ("off", "ewc", "si"),
     "protect": ("off", "relevance"),
+    "drift": ("off", "challenge"),
 }
 
 
@@ -98,6 +99,10 @@ class ArrCocConfig:
         ridge: prior precision of the readout's weights.
         forgetting: lambda of the precision readout: a sample weighs lambda to the number of those that came
             later; 1: all weigh the same, in any order. For concepts that drift.
+        drift: whether a precision readout drops what it has counted when labels have changed their meaning
+            ("challenge": when a second readout that began with the suspicion is right more often; see
+            `drift`).
+        drift_margin: hits by which that one has to be ahead.
         transport: samples after which what a precision readout has counted is carried along to where U, W and
             b have moved phi (see `transport`); 0: never.
         sources: keep the readout's sums by source too, so that `forget(source)` takes back exactly what one
@@ -168,6 +173,8 @@ class ArrCocConfig:
     eta_readout: float = 0.05
     ridge: float = 1.0
     forgetting: float = 1.0
+    drift: str = "off"
+    drift_margin: float = 5.0
     transport: int = 0
     sources: bool = False
     evidence: str = "relevance"
@@ -202,7 +209,7 @@ class ArrCocConfig:
                 )
         positive = (
             *("clamp", "settle_tolerance", "ridge", "context_ridge"),
-            *("value_scale", "teaching_scale", "trust_sharpness", "temporal_tau"),
+            *("value_scale", "teaching_scale", "trust_sharpness", "temporal_tau", "drift_margin"),
         )
         for name in positive:
             if not getattr(self, name) > 0:
@@ -233,13 +240,18 @@ class ArrCocConfig:
             )
         if not isinstance(self.sources, bool):
             raise ValueError(f"sources={self.sources!r}: True or False is needed")
-        needs = {"readout": "precision", "forgetting": 1, "transport": 0}
+        needs = {"readout": "precision", "forgetting": 1, "transport": 0, "drift": "off"}
         for name, needed in needs.items() if self.sources else ():
             if getattr(self, name) != needed:
                 raise ValueError(
                     f"sources=True with {name}={getattr(self, name)!r}: what one source has added can only "
                     f"be taken back with {name}={needed!r}"
                 )
+        if self.drift != "off" and (self.readout, self.transport) != ("precision", 0):
+            raise ValueError(
+                f"drift={self.drift!r} with readout={self.readout!r}, transport={self.transport!r}: it compares "
+                "two precision readouts of one phi; readout='precision' and transport=0 are needed"
+            )
         if self.own_gain > MOST:
             raise ValueError(f"own_gain={self.own_gain!r}: the own gain is kept between 0 and {MOST:g}")
         if not 0 <= self.lateral < 2:

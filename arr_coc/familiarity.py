@@ -113,6 +113,13 @@ class Familiarity(nn.Module):
         self.precision.copy_(torch.cholesky_inverse(factor))
         return factor
 
+    def clear(self) -> None:
+        """Forget all samples."""
+        self.precision.copy_(self.eye() / self.ridge)
+        self.gram.zero_()
+        self.leverage.zero_()
+        self.left.fill_(1.0)
+
     def counted(self) -> float:
         """Samples watched, and samples learned."""
         return float(self.leverage[0] + self.leverage[4])

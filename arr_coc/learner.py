@@ -8,6 +8,7 @@ from arr_coc.answer import Answer, check_finite, fuse, near
 from arr_coc.answer_error import AnswerErrors
 from arr_coc.config import ArrCocConfig
 from arr_coc.consolidation import Consolidation
+from arr_coc.drift import Drift
 from arr_coc.error_module import ErrorModules
 from arr_coc.familiarity import Familiarity, scene_statistics, trust
 from arr_coc.ladder import Climb, Ladder
@@ -95,6 +96,7 @@ class Learner(nn.Module):
         if config.transport and config.readout == "precision":
             moved = (self.ladder.weights(), self.relevance_weight, self.own_gain.weight)
             self.transport = Transport(config.transport, *moved, self.ladder.phi_width)
+        self.drift = Drift(self.readout, config.drift_margin) if config.drift != "off" else None
         self.sources = Sources(self.ladder.phi_width, self.scenes.width) if config.sources else None
         self.generator = torch.Generator().manual_seed(config.seed)
         self.pending = Pending(config.pending)
@@ -291,6 +293,9 @@ class Learner(nn.Module):
             self.rule.forget(classes)
             self.readout.last_met = met
             raise
+        if self.drift is not None:
+            rivals = self.readout.met_lately(self.config.error_window, int(self.step), percept.batch)
+            self.drift.observe(self.readout, answer.climb.phi, rows, weights, rivals)
         if self.config.readout == "precision":
             count(self, answer.climb.phi, answer.scene, rows, source, weights)
         if self.answers is not None:

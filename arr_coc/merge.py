@@ -32,6 +32,11 @@ def check(parts: Mapping[str, Learner]) -> None:
             f"forgetting={one.config.forgetting:g} weighs a sample by how many came after it, so parts of a "
             "stream do not add up to the whole; forgetting=1 is needed"
         )
+    if one.drift is not None:
+        raise ValueError(
+            f"drift={one.config.drift!r} drops what came before labels changed, and parts of a stream do not "
+            "say what came before what; 'off' is needed for a merge"
+        )
     if one.transport is not None:
         raise ValueError(
             f"transport={one.config.transport} carries statistics to where one learner's phi has moved; "

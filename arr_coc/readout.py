@@ -221,6 +221,22 @@ class PrecisionReadout(nn.Module):
             self.partial_precision[k] = torch.cholesky_inverse(own)
             self.weight[row] = torch.cholesky_solve(self.cross[row].unsqueeze(1), own).squeeze(1)
 
+    def clear(self) -> None:
+        """Forget all samples; the classes stay."""
+        self.partial, self.partial_precision = self.partial[:0], self.partial_precision[:0]
+        self.partial_rows = self.partial_rows[:0]
+        for kept in (self.cross, self.weight, self.class_count, self.last_met):
+            kept.zero_()
+        self.familiarity.clear()
+
+    def replace(self, other: "PrecisionReadout") -> None:
+        """Take another readout's samples, of the same classes and shape, for all of one's own; when classes
+        were met stays."""
+        for name in self.state_names:
+            if name != "last_met":
+                setattr(self, name, getattr(other, name).clone())
+        self.familiarity.load_state_dict(other.familiarity.state_dict())
+
     def merge(self, other: "PrecisionReadout") -> None:
         """Add another readout's statistics to these and solve: the same as having seen both streams.
 

@@ -14,19 +14,17 @@ from arr_coc.learner import Learner
 from arr_coc.pending import Eligibility
 from arr_coc.sources import Sources
 
+_READOUTS = ("readout", "challenger")
 PER_CLASS = {
-    "readout.cross",
-    "readout.weight",
-    "readout.class_count",
-    "readout.last_met",
+    *(f"{one}.{name}" for one in _READOUTS for name in ("cross", "weight", "class_count", "last_met")),
     "answers.mean",
     "answers.class_count",
 }  # one row per class
-_PARTIAL = {
-    "readout.partial",
-    "readout.partial_precision",
-    "readout.partial_rows",
-}  # one entry per rewarded row
+_PARTIAL = {  # one entry per rewarded row
+    f"{one}.{name}": f"{one}.partial_rows"
+    for one in _READOUTS
+    for name in ("partial", "partial_precision", "partial_rows")
+}
 _CONTEXTS = {"context_key.met"}  # one row per text
 _KINDS = {"mixture.kinds", "mixture.log_weight", "mixture.used"}  # one row per kind of question
 _MOMENT = {"predictor.belief", "predictor.features"}  # one row per token of the last frame
@@ -46,7 +44,11 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "sequence.": learner.sequence,
         "answers.": learner.answers,
         "sources.": learner.sources,
+        "drift.": learner.drift,
     }
+    if learner.drift is not None:
+        challenger = learner.drift.challenger
+        switched |= {"challenger.": challenger, "challenger.familiarity.": challenger.familiarity}
     return {
         "": learner,
         "ladder.": learner.ladder,
@@ -187,7 +189,7 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         if name in _MOMENT:
             shape[0] = len(saved["predictor.belief"])
         if name in _PARTIAL:
-            shape[0] = len(saved["readout.partial_rows"])
+            shape[0] = len(saved[_PARTIAL[name]])
         if name in _PER_SOURCE:
             shape[0] = len(sources)
         if name in _SOURCES:
@@ -226,6 +228,8 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         for name in owner.state_names:  # type: ignore[union-attr]
             setattr(owner, name, saved[prefix + name].to(owner.get_buffer(name).device, copy=True))
     learner.readout.classes = classes
+    if learner.drift is not None:
+        learner.drift.challenger.classes = list(classes)
     learner.rule.gone = gone
     if learner.sources is not None:
         learner.sources.names = sources

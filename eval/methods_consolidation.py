@@ -37,5 +37,7 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[dict[str, float], ...], str]] = {
     "plugin-si": (*_held({}, "si"), "arr-coc, U held by synaptic intelligence"),
     "forgetting-.999": ({"forgetting": 0.999}, (), "arr-coc, a sample's weight halves in 693"),
     "transport": ({"transport": 300}, (), "arr-coc, statistics carried along with phi every 300 samples"),
+    "forgetting-.99": ({"forgetting": 0.99}, (), "arr-coc, a sample's weight halves in 69"),
+    "drift-challenge": ({"drift": "challenge"}, (), "arr-coc, what misleads since labels changed is dropped"),
     "forgetting-.9997": ({"forgetting": 0.9997}, (), "arr-coc, a sample's weight halves in 2,310"),
 }
