@@ -94,6 +94,10 @@ class ArrCocConfig:
         protect: whether W and a delta readout move by how relevant their input is now ("relevance"; see
             `protection`).
         eta_ladder: step of W and b; 0 leaves the rungs as they are.
+        columns: of rungs at most; above 1, the column is frozen and a new one begins beside it when surprise
+            stays high (see `growth`).
+        growth_threshold: of the cumulative sum of standardised surprise at which one begins.
+        growth_patience: samples for which a column is left alone at first.
         readout: "precision" (recursive least squares) or "delta" (trained by the rule, step eta_readout).
         eta_readout: step of the delta readout.
         ridge: prior precision of the readout's weights.
@@ -169,6 +173,9 @@ class ArrCocConfig:
     consolidation_decay: float = 0.999
     protect: str = "off"
     eta_ladder: float = 0.0
+    columns: int = 1
+    growth_threshold: float = 10.0
+    growth_patience: int = 200
     readout: str = "precision"
     eta_readout: float = 0.05
     ridge: float = 1.0
@@ -201,7 +208,8 @@ class ArrCocConfig:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{name}={given!r}: possible are {', '.join(map(repr, possible))}{hint}")
         at_least = dict.fromkeys(("error_window", "spread", "expansion", "transport"), 0)
-        at_least |= dict.fromkeys(("width", "settle_steps", "pending", "predict_radius"), 1)
+        at_least |= dict.fromkeys(("growth_patience",), 0)
+        at_least |= dict.fromkeys(("width", "settle_steps", "pending", "predict_radius", "columns"), 1)
         for name, least in at_least.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(
@@ -209,7 +217,7 @@ class ArrCocConfig:
                 )
         positive = (
             *("clamp", "settle_tolerance", "ridge", "context_ridge"),
-            *("value_scale", "teaching_scale", "trust_sharpness", "temporal_tau", "drift_margin"),
+            *("value_scale", "teaching_scale", "trust_sharpness", "temporal_tau", "drift_margin", "growth_threshold"),
         )
         for name in positive:
             if not getattr(self, name) > 0:
@@ -232,7 +240,9 @@ class ArrCocConfig:
             given = getattr(self, name)
             if given is not None and not 0 <= given < float("inf"):
                 raise ValueError(f"{name}={given!r}: None or a finite number of at least 0 is needed")
-        make_rule(self.rule, self.rule_options)  # a wrong option is an error now, not at the first step
+        rule = make_rule(self.rule, self.rule_options)  # a wrong option is an error now, not at the first step
+        if self.columns > 1:
+            self._check_growth(rule.grows)
         if self.transport and (self.predict_gain, self.temporal_gain) != (None, None):
             raise ValueError(
                 f"transport={self.transport!r} looks at a sample twice, and with predict_gain or "
@@ -261,6 +271,27 @@ class ArrCocConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 and up to 1 is needed")
         if not 0 <= self.explore <= 1:
             raise ValueError(f"explore={self.explore!r}: a share between 0 and 1 is needed")
+
+    def _check_growth(self, possible: bool) -> None:
+        """Whether columns can be added."""
+        if not possible:
+            raise ValueError(
+                f"columns={self.columns!r} with rule={self.rule!r}, rule_options={self.rule_options!r}: its "
+                "rungs cannot learn from frozen columns beside them; possible are the rules but 'hebbian', "
+                "'stdp' and 'equilibrium_propagation' with energy='hopfield', or columns=1"
+            )
+        needs = {"error_module": True, "surprise": "context", "transport": 0, "sources": False}
+        for name, needed in needs.items():
+            if getattr(self, name) != needed:
+                raise ValueError(
+                    f"columns={self.columns!r} with {name}={getattr(self, name)!r}: a column begins when the "
+                    f"rungs' surprise says so, and changes phi for all sources; {name}={needed!r} is needed"
+                )
+        if not self.eta_ladder:
+            raise ValueError(
+                f"columns={self.columns!r} with eta_ladder=0: a new column would stay what the frozen one "
+                "was; a step above 0 is needed"
+            )
 
     def to_json(self) -> str:
         """The config as JSON text, with the version of its format."""

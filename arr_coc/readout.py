@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from arr_coc.familiarity import Familiarity, absorb
+from arr_coc.ladder import placed
 
 
 class PrecisionReadout(nn.Module):
@@ -220,6 +221,16 @@ class PrecisionReadout(nn.Module):
             own = torch.linalg.cholesky(gram + self.ridge * self.familiarity.eye())
             self.partial_precision[k] = torch.cholesky_inverse(own)
             self.weight[row] = torch.cholesky_solve(self.cross[row].unsqueeze(1), own).squeeze(1)
+
+    def grow(self, place: Tensor, width: int) -> None:
+        """Go on with a phi of more entries, in which entry i of the old one stands at `place[i]`: as if those
+        that are new had been 0 in all samples."""
+        self.width = width
+        self.familiarity.grow(place, width)
+        self.cross, self.weight = (placed(t, place, width) for t in (self.cross, self.weight))
+        self.partial = placed(placed(self.partial, place, width), place, width, -2)
+        new = self.familiarity.prior(place)  # of the entries that are new
+        self.partial_precision = placed(placed(self.partial_precision, place, width), place, width, -2) + new
 
     def clear(self) -> None:
         """Forget all samples; the classes stay."""

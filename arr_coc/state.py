@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from arr_coc.config import ArrCocConfig
+from arr_coc.growth import reshape
 from arr_coc.learner import Learner
 from arr_coc.pending import Eligibility
 from arr_coc.sources import Sources
@@ -45,6 +46,7 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "answers.": learner.answers,
         "sources.": learner.sources,
         "drift.": learner.drift,
+        "growth.": learner.growth,
     }
     if learner.drift is not None:
         challenger = learner.drift.challenger
@@ -139,8 +141,22 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
 
     Raises:
         ValueError: for missing or unexpected names (the nearest is named), other shapes or dtypes, a pending
-            action that cannot be.
+            action that cannot be, more columns of rungs than the config allows.
     """
+    columns = 1 + sum(name.startswith("ladder.column_") and name.endswith("_bias_0") for name in saved)
+    if columns > learner.config.columns:
+        raise ValueError(f"the saved state has {columns} columns; the config says {learner.config.columns}")
+    was = learner.ladder, learner.readout, learner.drift
+    if columns != learner.ladder.columns:
+        reshape(learner, columns)
+    try:
+        _load(learner, saved, about)
+    except Exception:
+        learner.ladder, learner.readout, learner.drift = was
+        raise
+
+
+def _load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> None:
     try:
         classes, steps = list(about["classes"]), dict(about["optimizer_steps"])
         groups_of = {int(w["action"]): w["groups"] for w in about["pending"]}

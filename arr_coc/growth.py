@@ -1,0 +1,100 @@
+"""Growth: when surprise stays high, the ladder's column of rungs is frozen and a new one begins beside it.
+
+Source: Rusu et al. (2016), progressive networks; there somebody says where a task ends, here a cumulative sum of
+the ladder's own surprise does (Page, 1954).
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from arr_coc.config import ArrCocConfig
+from arr_coc.drift import Drift
+from arr_coc.ladder import Ladder
+from arr_coc.readout import PrecisionReadout
+
+if TYPE_CHECKING:
+    from arr_coc.learner import Learner
+
+SLACK, MOST = 0.5, 3.0  # of a sample's surprise, in standard deviations: what is usual, and what one may count
+
+
+class Growth(nn.Module):
+    """g <- max(0, g + min(z, MOST) - SLACK), z the surprise over its usual, standardised; a column is due at
+    g > threshold. For `patience` samples after a column began nothing counts: its surprise is still settling.
+
+    Args:
+        threshold: of g. patience: samples.
+    """
+
+    state_names = ("excess", "age")
+
+    def __init__(self, threshold: float, patience: int) -> None:
+        super().__init__()
+        self.threshold, self.patience = threshold, patience
+        self.excess: Tensor  # g
+        self.age: Tensor  # samples since the newest column began
+        self.register_buffer("excess", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("age", torch.zeros((), dtype=torch.int64))
+
+    def observe(self, surprise: float, mean: float, square: float) -> None:
+        """Count the surprise of one sample in, beside the usual one and its square."""
+        self.age += 1
+        deviation = max(square - mean * mean, 0.0) ** 0.5
+        if int(self.age) > self.patience and deviation > 0:
+            self.excess += min((surprise - mean) / deviation, MOST) - SLACK
+            self.excess.clamp_(min=0)
+
+    @property
+    def due(self) -> bool:
+        """Whether surprise has stayed high."""
+        return float(self.excess) > self.threshold
+
+    def restart(self) -> None:
+        """A column has begun."""
+        self.excess.zero_()
+        self.age.zero_()
+
+
+def untaught(
+    config: ArrCocConfig, percept_shape: tuple[list[int], int, int], columns: int = 1
+) -> tuple[Ladder, PrecisionReadout, Drift | None]:
+    """A ladder of that many columns, and what is as wide as its phi.
+
+    Args:
+        percept_shape: widths of the sites, of the context and of the state.
+    """
+    shape = (*percept_shape, config.width, config.expansion, config.seed)
+    ladder = Ladder(*shape, config.reads, config.activation, config.ladder_gain)
+    for _ in range(columns - 1):
+        ladder.grow()
+    readout = PrecisionReadout(ladder.phi_width, config.ridge, config.forgetting)
+    return ladder, readout, Drift(readout, config.drift_margin) if config.drift != "off" else None
+
+
+def reshape(learner: "Learner", columns: int) -> None:
+    """Give it an untaught ladder of that many columns, and an untaught readout, to put a state into."""
+    devices = learner.ladder.weight(0).device, learner.readout.weight.device
+    ladder, readout, drift = untaught(learner.config, learner.percept_shape, columns)
+    learner.ladder, learner.readout = ladder.to(devices[0]), readout.to(devices[1])
+    learner.drift = None if drift is None else drift.to(devices[1])
+
+
+def grow(learner: "Learner") -> None:
+    """Freeze the ladder's column and begin another: phi has more entries, which were 0 for all that was
+    counted. Actions that wait for a reward no longer move the rungs that they went through."""
+    before = learner.ladder.phi_width
+    place = learner.ladder.grow()
+    after, ladder = learner.ladder.phi_width, learner.ladder
+    sent = ladder.width * (ladder.columns if ladder.depth > 1 else 1)
+    readouts = [learner.readout] if learner.drift is None else [learner.readout, learner.drift.challenger]
+    for readout in readouts:
+        readout.grow(place, after)
+    learner.rule.grow(place, before, after)
+    learner.optimizer.grow(list(learner.ladder.weights()), place, before, after)
+    if learner.growth is not None:
+        learner.growth.restart()
+    for groups in learner.pending.groups.values():
+        for group in groups:
+            group[:] = [e.grown(place, after, sent) for e in group]
