@@ -17,34 +17,48 @@ from arr_coc.readout import PrecisionReadout
 if TYPE_CHECKING:
     from arr_coc.learner import Learner
 
-SLACK, MOST = 0.5, 3.0  # of a sample's surprise, in standard deviations: what is usual, and what one may count
+LEVEL, TREND = 0.02, 0.005  # rates, a sample: of the usual surprise, and of its slope and the spread around it
+SLACK, MOST = 0.25, 3.0  # of a sample's excess, in standard deviations: what is usual, and what one may count
 
 
 class Growth(nn.Module):
-    """g <- max(0, g + min(z, MOST) - SLACK), z the surprise over its usual, standardised; a column is due at
-    g > threshold. For `patience` samples after a column began nothing counts: its surprise is still settling.
+    """g <- max(0, g + min(v / sd, MOST) - SLACK), v = F - (level + slope); a column is due at g > threshold.
+
+    Surprise falls for as long as the error modules learn, so what is usual is a level with a slope, both
+    running averages (Holt, 1957): level <- level + slope + r v, slope <- slope + r s v, var <- var + s (v^2 -
+    var), at rates of at least 1/n. A level that rises and stays is usual in the end: what counts is that
+    surprise was high for dozens of samples. For `patience` samples after a column began nothing counts.
 
     Args:
         threshold: of g. patience: samples.
     """
 
-    state_names = ("excess", "age")
+    state_names = ("usual", "excess", "age")
 
     def __init__(self, threshold: float, patience: int) -> None:
         super().__init__()
         self.threshold, self.patience = threshold, patience
+        self.usual: Tensor  # level, slope, variance around them
         self.excess: Tensor  # g
         self.age: Tensor  # samples since the newest column began
+        self.register_buffer("usual", torch.zeros(3, dtype=torch.float64))
         self.register_buffer("excess", torch.zeros((), dtype=torch.float64))
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
 
-    def observe(self, surprise: float, mean: float, square: float) -> None:
-        """Count the surprise of one sample in, beside the usual one and its square."""
+    def observe(self, surprise: float) -> None:
+        """Count the surprise of one sample in."""
         self.age += 1
-        deviation = max(square - mean * mean, 0.0) ** 0.5
-        if int(self.age) > self.patience and deviation > 0:
-            self.excess += min((surprise - mean) / deviation, MOST) - SLACK
+        count, (level, slope, variance) = int(self.age), self.usual.tolist()
+        over = surprise - level - slope
+        if count > self.patience and variance > 0:
+            self.excess += min(over / variance**0.5, MOST) - SLACK
             self.excess.clamp_(min=0)
+        rate, slow = max(LEVEL, 1 / count), max(TREND, 1 / count)
+        if count == 1:  # before, there was nothing to be over
+            now = [surprise, 0.0, 0.0]
+        else:
+            now = [level + slope + rate * over, slope + rate * slow * over, variance + slow * (over**2 - variance)]
+        self.usual.copy_(self.usual.new_tensor(now))
 
     @property
     def due(self) -> bool:
@@ -53,6 +67,7 @@ class Growth(nn.Module):
 
     def restart(self) -> None:
         """A column has begun."""
+        self.usual.zero_()
         self.excess.zero_()
         self.age.zero_()
 

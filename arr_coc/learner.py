@@ -359,7 +359,7 @@ class Learner(nn.Module):
         rate = 0.01
         for value in answer.surprise.double().tolist():
             if self.growth is not None:
-                self.growth.observe(value, *self.surprise_watch.tolist())
+                self.growth.observe(value)
             self.surprise_watch += rate * (
                 self.surprise_watch.new_tensor([value, value * value]) - self.surprise_watch
             )
