@@ -23,6 +23,7 @@ _CHOICES = {
     "consolidation": ("off", "ewc", "si"),
     "protect": ("off", "relevance"),
     "drift": ("off", "challenge"),
+    "growth_start": ("copy", "drawn"),
 }
 
 
@@ -98,6 +99,9 @@ class ArrCocConfig:
             stays high (see `growth`).
         growth_threshold: of the cumulative sum of standardised surprise at which one begins.
         growth_patience: samples for which a column is left alone at first.
+        growth_start: how one begins: as a copy of the frozen one ("copy", after Chen et al., 2016, Net2Net: for
+            all that was counted its rungs were what the frozen ones' were), or drawn as the first one was
+            ("drawn", as in Rusu et al., 2016: its rungs count as 0 in all samples before).
         readout: "precision" (recursive least squares) or "delta" (trained by the rule, step eta_readout).
         eta_readout: step of the delta readout.
         ridge: prior precision of the readout's weights.
@@ -175,7 +179,8 @@ class ArrCocConfig:
     eta_ladder: float = 0.0
     columns: int = 1
     growth_threshold: float = 10.0
-    growth_patience: int = 200
+    growth_patience: int = 100
+    growth_start: str = "copy"
     readout: str = "precision"
     eta_readout: float = 0.05
     ridge: float = 1.0

@@ -97,15 +97,20 @@ def reshape(learner: "Learner", columns: int) -> None:
 
 
 def grow(learner: "Learner") -> None:
-    """Freeze the ladder's column and begin another: phi has more entries, which were 0 for all that was
-    counted. Actions that wait for a reward no longer move the rungs that they went through."""
-    before = learner.ladder.phi_width
-    place = learner.ladder.grow()
+    """Freeze the ladder's column and begin another: phi has more entries, which for all that was counted were
+    0 or, of a copied column, what the frozen one's are. Actions that wait for a reward no longer move the rungs
+    that they went through."""
+    before, copy = learner.ladder.phi_width, learner.config.growth_start == "copy"
+    place = learner.ladder.grow(copy)
     after, ladder = learner.ladder.phi_width, learner.ladder
     sent = ladder.width * (ladder.columns if ladder.depth > 1 else 1)
     readouts = [learner.readout] if learner.drift is None else [learner.readout, learner.drift.challenger]
+    copied = None
+    if copy and learner.config.readout == "precision":
+        moved = (place != torch.arange(before, device=place.device)).nonzero().flatten()
+        copied = torch.stack([moved, place[moved]], 1)  # a frozen rung has left its place to the new one
     for readout in readouts:
-        readout.grow(place, after)
+        readout.grow(place, after, copied)
     learner.rule.grow(place, before, after)
     learner.optimizer.grow(list(learner.ladder.weights()), place, before, after)
     if learner.growth is not None:

@@ -49,7 +49,8 @@ class Ladder(nn.Module):
     orthonormal rows, so that P stays a few hundred to a few thousand square.
 
     `grow` freezes the column of rungs and begins another, which hears those frozen: z_l = f(W_l z_{l-1} + x_l
-    + b_l + V_l [z_{l-1} of each frozen column]), V_l from 0 on (Rusu et al., 2016, progressive networks). The
+    + b_l + V_l [z_{l-1} of each frozen column]), V_l from 0 on, or, in a copy, from what the frozen one's is
+    (Rusu et al., 2016, progressive networks). The
     frozen columns' rungs stay in phi, at its end; the new one's stand where theirs stood. Nothing is fed back
     through a frozen column: of it, relevance learns from its drives in phi alone.
 
@@ -111,20 +112,24 @@ class Ladder(nn.Module):
             if name.startswith("weight") and self.gain:
                 tensor.normal_(0, self.gain / tensor.shape[1] ** 0.5, generator=draw)
 
-    def grow(self) -> Tensor:
-        """Freeze the column of rungs and begin another; returns where the entries of phi now are, (D,)."""
+    def grow(self, copy: bool = False) -> Tensor:
+        """Freeze the column of rungs and begin another, drawn or a copy; returns where the entries of phi now
+        are, (D,): those of the new column's rungs are at the places that are left, in the order of theirs."""
         frozen, old, moved = self.columns - 1, self.phi_width, self.depth * self.width
         device = self.weight(0).device
         for name, tensor in self.weights().items():
             self.register_buffer(f"column_{frozen}_{name}", tensor)
             self.state_names += (f"column_{frozen}_{name}",)
-            self.register_buffer(name, torch.zeros_like(tensor, device="cpu"))
+            self.register_buffer(name, tensor.clone() if copy else torch.zeros_like(tensor, device="cpu"))
         for level in range(1, self.depth):
             if not frozen:
                 self.state_names += (f"lateral_{level}",)
             wide = torch.zeros(self.width, self.columns * self.width, dtype=self.weight(0).dtype)
+            if copy and frozen:
+                wide[:, : frozen * self.width] = self.get_buffer(f"lateral_{level}")
             self.register_buffer(f"lateral_{level}", wide)
-        self._start(torch.Generator().manual_seed(self.seed + self.columns))
+        if not copy:
+            self._start(torch.Generator().manual_seed(self.seed + self.columns))
         self.to(device)
         self.columns += 1
         place = torch.arange(old)
