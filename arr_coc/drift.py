@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from arr_coc.readout import PrecisionReadout
 
 SLACK = 0.05  # by which the error rate has to rise before it counts as suspicious
-TOLERANCE = 0.1  # by which the challenger has to be right more often: fewer classes are easier to tell apart
+TOLERANCE = 0.3  # by which the challenger has to be right more often: fewer classes are easier to tell apart
+KNOWN = 10  # samples that a class needs from before the suspicion: learning a new one is no drift
 PATIENCE = 100  # samples after which a challenger that is not ahead is let go
 
 
@@ -19,8 +20,8 @@ class Drift(nn.Module):
     """g <- max(0, g + e - mean e - SLACK), and while g > 0, d <- max(0, d + e - e' - TOLERANCE): d >= margin
     drops all that was counted before g was last 0.
 
-    e is 1 where the readout's best answer among the classes met lately, before the sample is learned, is
-    wrong, else 0; a sample of a class that was never met says nothing. For d, e and the challenger's e' are
+    e is 1 where the readout's best answer, before the sample is learned, is wrong, else 0; a sample of a class with fewer than KNOWN from before the suspicion says nothing, so a label
+    that takes over a meaning and was new itself is not noticed. For d, e and the challenger's e' are
     both asked among the classes that the challenger has met: it must not win by knowing no others.
 
     Args:
@@ -50,21 +51,20 @@ class Drift(nn.Module):
         self.challenger.clear()
 
     def observe(
-        self, readout: PrecisionReadout, phi: Tensor, rows: Tensor, weight: Tensor | None, rivals: Tensor
+        self, readout: PrecisionReadout, phi: Tensor, rows: Tensor, weight: Tensor | None = None
     ) -> None:
         """Look at samples before the readout learns them; drop what it has, if that misleads.
 
         Args:
             phi: (B, D). rows: of their classes, (B,). weight: what each weighs, (B,), None for 1.
-            rivals: the classes met lately, (C,) bool, those of these samples among them.
         """
         self.challenger.rows(readout.classes, grow=True)
         rows = rows.to(readout.weight.device)
         values, others = readout.values(phi), self.challenger.values(phi)
-        wrong = _wrong(values, rows, rivals.to(rows.device))
+        wrong = _wrong(values, rows, readout.class_count > 0)
         met = self.challenger.class_count > 0  # by the challenger
         ahead = _wrong(values, rows, met) - _wrong(others, rows, met) - TOLERANCE
-        known, both = readout.class_count[rows] > 0, met[rows]
+        known, both = (readout.class_count - self.challenger.class_count)[rows] >= KNOWN, met[rows]
         fresh, start = not float(self.suspicion), 0
         for i, e in enumerate(wrong.tolist()):
             if not bool(known[i]):

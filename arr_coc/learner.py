@@ -296,8 +296,7 @@ class Learner(nn.Module):
             self.readout.last_met = met
             raise
         if self.drift is not None:
-            rivals = self.readout.met_lately(self.config.error_window, int(self.step), percept.batch)
-            self.drift.observe(self.readout, answer.climb.phi, rows, weights, rivals)
+            self.drift.observe(self.readout, answer.climb.phi, rows, weights)
         if self.config.readout == "precision":
             count(self, answer.climb.phi, answer.scene, rows, source, weights)
         if self.answers is not None:

@@ -59,30 +59,30 @@ def test_new_classes_one_after_another_are_no_drift() -> None:
             phi = centres[label : label + 1] + torch.randn(1, 12, generator=draw).double()
             rows = readout.rows([str(label)], grow=True)
             readout.meet(rows, torch.tensor([clock + 1]))
-            drift.observe(readout, phi, rows, None, readout.met_lately(100, clock, 1))
+            drift.observe(readout, phi, rows)
             readout.learn(phi, rows)
             clock += 1
     assert int(drift.drops) == 0
 
 
 def test_the_two_sums_by_hand() -> None:
-    """One class known, one wrong answer after another: mean e starts at 1/2 of two samples' worth."""
+    """Two known classes change places: mean e starts at 1/2, of two samples' worth."""
     readout = PrecisionReadout(2)
     a, b = torch.eye(2).double().split(1)
     rows = readout.rows(["x", "y"], grow=True)
-    readout.learn(torch.cat([a, b]), rows)
-    drift = Drift(readout, 1.5)
-    every = torch.ones(2, dtype=torch.bool)
-    drift.observe(readout, a, rows[1:], None, every)  # a is "y" now: wrong; g = 1 - 1/2 - .05
+    for _ in range(20):
+        readout.learn(torch.cat([a, b]), rows)
+    drift = Drift(readout, 1.0)
+    drift.observe(readout, a, rows[1:])  # a is "y" now: wrong; g = 1 - 1/2 - .05
     assert (float(drift.suspicion), float(drift.lead)) == (pytest.approx(0.45), 0)
     assert drift.errors.tolist() == pytest.approx([3, 2 / 3])
-    drift.observe(readout, a, rows[1:], None, every)  # among the challenger's one class both are right
+    drift.observe(readout, a, rows[1:])  # among the challenger's one class both are right
     assert float(drift.suspicion) == pytest.approx(0.45 + 1 - 2 / 3 - 0.05)
-    drift.observe(readout, b, rows[:1], None, every)  # "x" the challenger has not met: no lead
+    drift.observe(readout, b, rows[:1])  # "x" the challenger has not met: no lead
     assert float(drift.lead) == 0
-    drift.observe(readout, a, rows[1:], None, every)  # now it has met both, and is right: d = 1 - 0 - .1
-    assert float(drift.lead) == pytest.approx(0.9)
-    drift.observe(readout, b, rows[:1], None, every)
+    drift.observe(readout, a, rows[1:])  # now it has met both, and is right: d = 1 - 0 - .3
+    assert float(drift.lead) == pytest.approx(0.7)
+    drift.observe(readout, b, rows[:1])
     assert int(drift.drops) == 1
     assert (float(drift.suspicion), float(drift.lead)) == (0, 0)
     assert drift.errors.tolist() == [2.0, 0.5]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from arr_coc.ladder import Climb, Ladder, placed
+from arr_coc.ladder import Climb, Ladder
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,12 @@ class Rule:
 
     def grow(self, place: Tensor, before: int, after: int) -> None:
         """Keep what lives where phi does, (..., before), for a phi of which an entry is now at `place`; what
-        belongs to rungs starts anew with the column, and with it the feedback to its rungs from phi."""
+        belongs to rungs starts anew with the column, and so does what is new in phi."""
         kept = {name: tensor for name, tensor in self.state.items() if tensor.shape[-1:] == (before,)}
-        self.state = {name: placed(tensor, place, after) for name, tensor in kept.items()}
+        self.state = {}
+        for name, tensor in kept.items():
+            new = self.start(name, (*tensor.shape[:-1], after), self.draw(name, "grown", after)).to(tensor)
+            self.state[name] = new.index_copy(-1, place.to(tensor.device), tensor)
 
     def draw(self, *what: Any) -> torch.Generator:
         """A generator for what these words and numbers name, the same in every process."""
