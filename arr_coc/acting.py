@@ -88,6 +88,8 @@ def reward(
         _reward_ladder(learner, trace, d)
     rows = torch.tensor([e.row for e in eligibility])
     learner.readout.meet(rows, torch.arange(1, len(rows) + 1) + int(learner.step))
+    if learner.drift is not None:
+        learner.drift.rest()  # what a single answer was worth tells no class's error
     if config.readout == "precision":
         phi, scene = (torch.stack([getattr(e, what) for e in eligibility]) for what in ("phi", "scene"))
         sources.count(learner, phi, scene, rows, source, outcomes=reward)

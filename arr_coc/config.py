@@ -22,6 +22,8 @@ _CHOICES = {
     "optimizer": ("direction", "sgd", "adam"),
     "consolidation": ("off", "ewc", "si"),
     "protect": ("off", "relevance"),
+    "drift": ("off", "challenge"),
+    "growth_start": ("copy", "drawn"),
 }
 
 
@@ -93,11 +95,22 @@ class ArrCocConfig:
         protect: whether W and a delta readout move by how relevant their input is now ("relevance"; see
             `protection`).
         eta_ladder: step of W and b; 0 leaves the rungs as they are.
+        columns: of rungs at most; above 1, the column is frozen and a new one begins beside it when surprise
+            stays high (see `growth`).
+        growth_threshold: of the cumulative sum of standardised surprise at which one begins.
+        growth_patience: samples for which a column is left alone at first.
+        growth_start: how one begins: as a copy of the frozen one ("copy", after Chen et al., 2016, Net2Net: for
+            all that was counted its rungs were what the frozen ones' were), or drawn as the first one was
+            ("drawn", as in Rusu et al., 2016: its rungs count as 0 in all samples before).
         readout: "precision" (recursive least squares) or "delta" (trained by the rule, step eta_readout).
         eta_readout: step of the delta readout.
         ridge: prior precision of the readout's weights.
         forgetting: lambda of the precision readout: a sample weighs lambda to the number of those that came
             later; 1: all weigh the same, in any order. For concepts that drift.
+        drift: whether a precision readout drops what it has counted when labels have changed their meaning
+            ("challenge": when a second readout that began with the suspicion is right more often; see
+            `drift`).
+        drift_margin: hits by which that one has to be ahead.
         transport: samples after which what a precision readout has counted is carried along to where U, W and
             b have moved phi (see `transport`); 0: never.
         sources: keep the readout's sums by source too, so that `forget(source)` takes back exactly what one
@@ -164,10 +177,16 @@ class ArrCocConfig:
     consolidation_decay: float = 0.999
     protect: str = "off"
     eta_ladder: float = 0.0
+    columns: int = 1
+    growth_threshold: float = 10.0
+    growth_patience: int = 100
+    growth_start: str = "copy"
     readout: str = "precision"
     eta_readout: float = 0.05
     ridge: float = 1.0
     forgetting: float = 1.0
+    drift: str = "off"
+    drift_margin: float = 5.0
     transport: int = 0
     sources: bool = False
     evidence: str = "relevance"
@@ -194,7 +213,8 @@ class ArrCocConfig:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{name}={given!r}: possible are {', '.join(map(repr, possible))}{hint}")
         at_least = dict.fromkeys(("error_window", "spread", "expansion", "transport"), 0)
-        at_least |= dict.fromkeys(("width", "settle_steps", "pending", "predict_radius"), 1)
+        at_least |= dict.fromkeys(("growth_patience",), 0)
+        at_least |= dict.fromkeys(("width", "settle_steps", "pending", "predict_radius", "columns"), 1)
         for name, least in at_least.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(
@@ -202,7 +222,7 @@ class ArrCocConfig:
                 )
         positive = (
             *("clamp", "settle_tolerance", "ridge", "context_ridge"),
-            *("value_scale", "teaching_scale", "trust_sharpness", "temporal_tau"),
+            *("value_scale", "teaching_scale", "trust_sharpness", "temporal_tau", "drift_margin", "growth_threshold"),
         )
         for name in positive:
             if not getattr(self, name) > 0:
@@ -225,7 +245,9 @@ class ArrCocConfig:
             given = getattr(self, name)
             if given is not None and not 0 <= given < float("inf"):
                 raise ValueError(f"{name}={given!r}: None or a finite number of at least 0 is needed")
-        make_rule(self.rule, self.rule_options)  # a wrong option is an error now, not at the first step
+        rule = make_rule(self.rule, self.rule_options)  # a wrong option is an error now, not at the first step
+        if self.columns > 1:
+            self._check_growth(rule.grows)
         if self.transport and (self.predict_gain, self.temporal_gain) != (None, None):
             raise ValueError(
                 f"transport={self.transport!r} looks at a sample twice, and with predict_gain or "
@@ -233,13 +255,18 @@ class ArrCocConfig:
             )
         if not isinstance(self.sources, bool):
             raise ValueError(f"sources={self.sources!r}: True or False is needed")
-        needs = {"readout": "precision", "forgetting": 1, "transport": 0}
+        needs = {"readout": "precision", "forgetting": 1, "transport": 0, "drift": "off"}
         for name, needed in needs.items() if self.sources else ():
             if getattr(self, name) != needed:
                 raise ValueError(
                     f"sources=True with {name}={getattr(self, name)!r}: what one source has added can only "
                     f"be taken back with {name}={needed!r}"
                 )
+        if self.drift != "off" and (self.readout, self.transport) != ("precision", 0):
+            raise ValueError(
+                f"drift={self.drift!r} with readout={self.readout!r}, transport={self.transport!r}: it compares "
+                "two precision readouts of one phi; readout='precision' and transport=0 are needed"
+            )
         if self.own_gain > MOST:
             raise ValueError(f"own_gain={self.own_gain!r}: the own gain is kept between 0 and {MOST:g}")
         if not 0 <= self.lateral < 2:
@@ -249,6 +276,27 @@ class ArrCocConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 and up to 1 is needed")
         if not 0 <= self.explore <= 1:
             raise ValueError(f"explore={self.explore!r}: a share between 0 and 1 is needed")
+
+    def _check_growth(self, possible: bool) -> None:
+        """Whether columns can be added."""
+        if not possible:
+            raise ValueError(
+                f"columns={self.columns!r} with rule={self.rule!r}, rule_options={self.rule_options!r}: its "
+                "rungs cannot learn from frozen columns beside them; possible are the rules but 'hebbian', "
+                "'stdp' and 'equilibrium_propagation' with energy='hopfield', or columns=1"
+            )
+        needs = {"error_module": True, "surprise": "context", "transport": 0, "sources": False}
+        for name, needed in needs.items():
+            if getattr(self, name) != needed:
+                raise ValueError(
+                    f"columns={self.columns!r} with {name}={getattr(self, name)!r}: a column begins when the "
+                    f"rungs' surprise says so, and changes phi for all sources; {name}={needed!r} is needed"
+                )
+        if not self.eta_ladder:
+            raise ValueError(
+                f"columns={self.columns!r} with eta_ladder=0: a new column would stay what the frozen one "
+                "was; a step above 0 is needed"
+            )
 
     def to_json(self) -> str:
         """The config as JSON text, with the version of its format."""

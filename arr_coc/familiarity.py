@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arr_coc.ladder import placed
+
 CHECKED = 512  # a sample counts twice: watched, and learned
 # of P, above which it is solved anew: rounding in A itself, which recursion does not have, is less than that,
 # and the recursion the better of the two, unless features are so large that it loses a small eigenvalue
@@ -112,6 +114,26 @@ class Familiarity(nn.Module):
         factor = torch.linalg.cholesky(self.gram + self.ridge * self.eye())
         self.precision.copy_(torch.cholesky_inverse(factor))
         return factor
+
+    def grow(self, place: Tensor, width: int) -> None:
+        """Go on with an x of more entries, in which entry i of the old one stands at `place[i]`: as if those
+        that are new had been 0 in all samples."""
+        self.width = width
+        self.gram = placed(placed(self.gram, place, width), place, width, -2)
+        self.precision = placed(placed(self.precision, place, width), place, width, -2) + self.prior(place)
+
+    def prior(self, place: Tensor) -> Tensor:
+        """P where nothing but the prior is, (D, D): the diagonal 1 / (left rho) beside these entries."""
+        alone = torch.full((self.width,), 1 / (self.ridge * float(self.left)), dtype=torch.float64)
+        alone[place.cpu()] = 0.0
+        return torch.diag(alone).to(self.gram)
+
+    def clear(self) -> None:
+        """Forget all samples."""
+        self.precision.copy_(self.eye() / self.ridge)
+        self.gram.zero_()
+        self.leverage.zero_()
+        self.left.fill_(1.0)
 
     def counted(self) -> float:
         """Samples watched, and samples learned."""

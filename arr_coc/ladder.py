@@ -1,11 +1,18 @@
 """The ladder: a small network beside the backbone, one rung per site. All plasticity lives here and in U."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from arr_coc.activation import ACTIVATIONS
+
+
+def placed(tensor: Tensor, place: Tensor, width: int, dim: int = -1) -> Tensor:
+    """A tensor whose entry i along a dimension stands at `place[i]` of `width`, with 0 elsewhere."""
+    shape = list(tensor.shape)
+    shape[dim] = width
+    return tensor.new_zeros(shape).index_copy(dim, place.to(tensor.device), tensor)
 
 
 @dataclass(frozen=True)
@@ -14,11 +21,14 @@ class Climb:
 
     Args:
         below: z_0, what enters the first rung (the context), (B, C).
-        drives: x_l = sum_n r_n f_ln, (B, width) each.
+        drives: what enters each rung beside W_l z_{l-1} + b_l, (B, width) each: x_l = sum_n r_n f_ln and,
+            with frozen columns, V_l times what their rungs send.
         pre_activations: a_l, (B, width) each.
         states: z_l = f(a_l), (B, width) each.
         hidden: the expansion's pre-activations, (B, H).
         phi: what the readout sees, (B, D).
+        lateral: z_{l-1} of the frozen columns side by side, (B, K * width) each, (B, 0) for the first rung;
+            empty where there are none.
     """
 
     below: Tensor
@@ -27,6 +37,7 @@ class Climb:
     states: list[Tensor]
     hidden: Tensor
     phi: Tensor
+    lateral: list[Tensor] = field(default_factory=list)
 
 
 class Ladder(nn.Module):
@@ -36,6 +47,12 @@ class Ladder(nn.Module):
     `state` is what else the percept brings; or [z_L, 1], where only the top rung is read. Site features are
     layer-normalised without affine and, where they are wider than a rung, reduced by a fixed matrix with
     orthonormal rows, so that P stays a few hundred to a few thousand square.
+
+    `grow` freezes the column of rungs and begins another, which hears those frozen: z_l = f(W_l z_{l-1} + x_l
+    + b_l + V_l [z_{l-1} of each frozen column]), V_l from 0 on, or, in a copy, from what the frozen one's is
+    (Rusu et al., 2016, progressive networks). The
+    frozen columns' rungs stay in phi, at its end; the new one's stand where theirs stood. Nothing is fed back
+    through a frozen column: of it, relevance learns from its drives in phi alone.
 
     Args:
         site_widths: d_l.
@@ -64,6 +81,7 @@ class Ladder(nn.Module):
         super().__init__()
         self.reads, self.activation = reads, ACTIVATIONS[activation]
         self.depth, self.expansion = len(site_widths), expansion if reads == "all" else 0
+        self.columns, self.seed, self.gain = 1, seed, gain
         self.width = min(width, *site_widths)
         self.state_width = min(state_width, self.width) if reads == "all" else 0
         draw = torch.Generator().manual_seed(seed)
@@ -86,9 +104,39 @@ class Ladder(nn.Module):
         self.state_names += ("expand_weight", "expand_bias")
         whole = 2 * all_drives + self.expansion + self.state_width + 1
         self.phi_width = whole if reads == "all" else self.width + 1
+        self._start(draw)
+
+    def _start(self, draw: torch.Generator) -> None:
+        """Draw W, where it does not start at zero."""
         for name, tensor in self.weights().items():
-            if name.startswith("weight") and gain:
-                tensor.normal_(0, gain / tensor.shape[1] ** 0.5, generator=draw)
+            if name.startswith("weight") and self.gain:
+                tensor.normal_(0, self.gain / tensor.shape[1] ** 0.5, generator=draw)
+
+    def grow(self, copy: bool = False) -> Tensor:
+        """Freeze the column of rungs and begin another, drawn or a copy; returns where the entries of phi now
+        are, (D,): those of the new column's rungs are at the places that are left, in the order of theirs."""
+        frozen, old, moved = self.columns - 1, self.phi_width, self.depth * self.width
+        device = self.weight(0).device
+        for name, tensor in self.weights().items():
+            self.register_buffer(f"column_{frozen}_{name}", tensor)
+            self.state_names += (f"column_{frozen}_{name}",)
+            self.register_buffer(name, tensor.clone() if copy else torch.zeros_like(tensor, device="cpu"))
+        for level in range(1, self.depth):
+            if not frozen:
+                self.state_names += (f"lateral_{level}",)
+            wide = torch.zeros(self.width, self.columns * self.width, dtype=self.weight(0).dtype)
+            if copy and frozen:
+                wide[:, : frozen * self.width] = self.get_buffer(f"lateral_{level}")
+            self.register_buffer(f"lateral_{level}", wide)
+        if not copy:
+            self._start(torch.Generator().manual_seed(self.seed + self.columns))
+        self.to(device)
+        self.columns += 1
+        place = torch.arange(old)
+        rungs = slice(moved, 2 * moved) if self.reads == "all" else slice(0, self.width)
+        place[rungs] = torch.arange(old, old + len(place[rungs]))
+        self.phi_width += len(place[rungs])
+        return place.to(device)
 
     def _fixed(self, name: str, wide: int, narrow: int, draw: torch.Generator) -> None:
         """A fixed (narrow, wide) matrix with orthonormal rows, or none where nothing has to shrink."""
@@ -113,8 +161,25 @@ class Ladder(nn.Module):
         return self.get_buffer(f"weight_{level}")
 
     def weights(self) -> dict[str, Tensor]:
-        """The plastic tensors by name: W_l and b_l."""
-        return {n: self.get_buffer(n) for n in self.state_names if n.startswith(("weight", "bias"))}
+        """The plastic tensors by name: W_l and b_l, and V_l where columns are frozen."""
+        names = ("weight", "bias", "lateral")
+        return {n: self.get_buffer(n) for n in self.state_names if n.startswith(names)}
+
+    def _frozen(self, drives: list[Tensor], below: Tensor) -> list[list[Tensor]]:
+        """z_l of every frozen column, (B, width) each."""
+        columns: list[list[Tensor]] = []
+        for k in range(self.columns - 1):
+            z, states = below, []
+            for level, x in enumerate(drives):
+                weight, bias = (self.get_buffer(f"column_{k}_{n}_{level}") for n in ("weight", "bias"))
+                a = torch.nn.functional.linear(z, weight, bias) + x
+                if k and level:
+                    beside = torch.cat([column[level - 1] for column in columns], -1)
+                    a = a + beside @ self.get_buffer(f"column_{k}_lateral_{level}").T
+                z = self.activation.f(a)
+                states.append(z)
+            columns.append(states)
+        return columns
 
     def climb(
         self, drive: Tensor, context: Tensor, state: Tensor | None, weights: dict[str, Tensor] | None = None
@@ -123,6 +188,11 @@ class Ladder(nn.Module):
         own = self.weights() if weights is None else weights
         drives = list(drive.split(self.width, -1))
         below = z = context.to(drive.dtype)
+        frozen = self._frozen(drives, below)
+        lateral = [below[:, :0]] if frozen else []
+        for level in range(1, self.depth) if frozen else ():
+            lateral.append(torch.cat([column[level - 1] for column in frozen], -1))
+            drives[level] = drives[level] + lateral[level] @ own[f"lateral_{level}"].T
         pre, states = [], []
         for level, x in enumerate(drives):
             a = torch.nn.functional.linear(z, own[f"weight_{level}"], own[f"bias_{level}"]) + x
@@ -131,8 +201,8 @@ class Ladder(nn.Module):
             states.append(z)
         hidden = drive @ self.expand_weight.T + self.expand_bias
         if self.reads == "top":
-            phi = torch.cat([z, torch.ones_like(z[:, :1])], -1)
-            return Climb(below, drives, pre, states, hidden, phi)
+            phi = torch.cat([z, torch.ones_like(z[:, :1]), *(column[-1] for column in frozen)], -1)
+            return Climb(below, drives, pre, states, hidden, phi, lateral)
         parts = [drive, *states, hidden.relu()]
         if self.state_width:
             if state is None:
@@ -141,7 +211,8 @@ class Ladder(nn.Module):
             matrix = self.get_buffer("project_state") if self.project_state is not None else None
             parts.append(extra if matrix is None else extra @ matrix.T)
         parts.append(torch.ones_like(drive[:, :1]))
-        return Climb(below, drives, pre, states, hidden, torch.cat(parts, -1))
+        parts += [z for column in frozen for z in column]
+        return Climb(below, drives, pre, states, hidden, torch.cat(parts, -1), lateral)
 
     def split(self, phi_side: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """A tensor (B, D) that lives where phi does, cut into what reaches x, the z_l and the expansion."""

@@ -8,9 +8,11 @@ from arr_coc.answer import Answer, check_finite, fuse, near
 from arr_coc.answer_error import AnswerErrors
 from arr_coc.config import ArrCocConfig
 from arr_coc.consolidation import Consolidation
+from arr_coc.drift import Drift
 from arr_coc.error_module import ErrorModules
 from arr_coc.familiarity import Familiarity, scene_statistics, trust
-from arr_coc.ladder import Climb, Ladder
+from arr_coc.growth import Growth, grow, untaught
+from arr_coc.ladder import Climb
 from arr_coc.neuromodulator import surprise_gate
 from arr_coc.optimizer import Optimizer
 from arr_coc.pending import Eligibility, Pending
@@ -68,9 +70,9 @@ class Learner(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        shape = (site_widths, context_width, state_width, config.width, config.expansion, config.seed)
-        self.ladder = Ladder(*shape, config.reads, config.activation, config.ladder_gain)
-        self.readout = PrecisionReadout(self.ladder.phi_width, config.ridge, config.forgetting)
+        self.percept_shape = (site_widths, context_width, state_width)
+        self.drift: Drift | None = None
+        self.ladder, self.readout, self.drift = untaught(config, self.percept_shape)
         feature_width = self.ladder.depth * self.ladder.width
         self.scenes = Familiarity(2 * self.ladder.width + 1, config.ridge)
         self.context_key = ContextKey(context_width, config.context_ridge)
@@ -95,6 +97,8 @@ class Learner(nn.Module):
         if config.transport and config.readout == "precision":
             moved = (self.ladder.weights(), self.relevance_weight, self.own_gain.weight)
             self.transport = Transport(config.transport, *moved, self.ladder.phi_width)
+        growing = config.columns > 1
+        self.growth = Growth(config.growth_threshold, config.growth_patience) if growing else None
         self.sources = Sources(self.ladder.phi_width, self.scenes.width) if config.sources else None
         self.generator = torch.Generator().manual_seed(config.seed)
         self.pending = Pending(config.pending)
@@ -291,6 +295,8 @@ class Learner(nn.Module):
             self.rule.forget(classes)
             self.readout.last_met = met
             raise
+        if self.drift is not None:
+            self.drift.observe(self.readout, answer.climb.phi, rows, weights)
         if self.config.readout == "precision":
             count(self, answer.climb.phi, answer.scene, rows, source, weights)
         if self.answers is not None:
@@ -351,10 +357,14 @@ class Learner(nn.Module):
             self.errors.learn(answer.climb.states, errors, answer.context, self.config.eta_error)
         rate = 0.01
         for value in answer.surprise.double().tolist():
+            if self.growth is not None:
+                self.growth.observe(value)
             self.surprise_watch += rate * (
                 self.surprise_watch.new_tensor([value, value * value]) - self.surprise_watch
             )
         self.step += batch
+        if self.growth is not None and self.growth.due and self.ladder.columns < self.config.columns:
+            grow(self)
 
     @exact
     def point_out(self, percept: Percept, target: Tensor) -> Answer:

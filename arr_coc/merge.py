@@ -32,6 +32,16 @@ def check(parts: Mapping[str, Learner]) -> None:
             f"forgetting={one.config.forgetting:g} weighs a sample by how many came after it, so parts of a "
             "stream do not add up to the whole; forgetting=1 is needed"
         )
+    if one.growth is not None:
+        raise ValueError(
+            f"columns={one.config.columns} adds columns when a learner's own surprise stays high, so parts of a "
+            "stream have other phis than the whole; columns=1 is needed for a merge"
+        )
+    if one.drift is not None:
+        raise ValueError(
+            f"drift={one.config.drift!r} drops what came before labels changed, and parts of a stream do not "
+            "say what came before what; 'off' is needed for a merge"
+        )
     if one.transport is not None:
         raise ValueError(
             f"transport={one.config.transport} carries statistics to where one learner's phi has moved; "

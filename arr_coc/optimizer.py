@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from arr_coc.consolidation import Consolidation
+from arr_coc.ladder import placed
 
 
 class Optimizer:
@@ -62,6 +63,24 @@ class Optimizer:
                 if part != "count":
                     some = rows[rows < len(tensor)].to(tensor.device)
                     self.consolidation.kept[name][part] = tensor[some]
+
+    def grow(self, column: list[str], place: Tensor, before: int, after: int) -> None:
+        """Forget what is kept of a column's tensors, of these names, and of a rule's that go with it; what
+        lives where phi does, (..., before), goes on with an entry now at `place`."""
+        for name in list(self.moments):
+            first, second = self.moments[name]
+            if name in column or (name.startswith("rule.") and first.shape[-1] != before):
+                del self.moments[name], self.steps[name]
+            elif name != "relevance" and first.shape[-1] == before:
+                self.moments[name] = (placed(first, place, after), placed(second, place, after))
+        kept = self.consolidation.kept
+        for name in list(kept):
+            wide = kept[name]["anchor"].shape[-1] == before
+            if name in column or (name.startswith("rule.") and not wide):
+                del kept[name]
+            elif wide and name != "relevance":
+                parts = kept[name].items()
+                kept[name] = {p: t if p == "count" else placed(t, place, after) for p, t in parts}
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Both moments by name."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from arr_coc.answer import Answer
+from arr_coc.ladder import placed
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Eligibility:
         context: as U saw it, (C,).
         direction: sum_n r_n s_n f_n / sqrt d for the chosen answer, (F,).
         gates: attentional feedback to each rung's pre-activation for the chosen answer, (L, width).
-        states: z_l, (L, width).
+        states: z_l, (L, width); with K frozen columns, z_l of those beside it, (L, (1 + K) * width).
         row: of the chosen answer in the readout.
         predicted: q_s, its value.
         asked: where the context came from (see `Percept`).
@@ -39,9 +40,14 @@ class Eligibility:
     own: float | None
 
     def moves(self, delta: float) -> dict[str, Tensor]:
-        """Delta W_l = delta g_l z_{l-1}' and Delta b_l = delta g_l, by the names of `Ladder.weights()`."""
-        below = [self.context.to(self.states), *self.states[:-1]]
+        """Delta W_l = delta g_l z_{l-1}', Delta b_l = delta g_l and Delta V_l = delta g_l [z_{l-1} of frozen
+        columns]', by the names of `Ladder.weights()`."""
+        width = self.gates.shape[1]
+        below = [self.context.to(self.states), *self.states[:-1, :width]]
         found = {}
+        for level in range(1, len(self.gates)) if self.states.shape[1] > width else ():
+            beside = self.states[level - 1, width:]
+            found[f"lateral_{level}"] = torch.outer(delta * self.gates[level], beside)
         for level, (gate, z) in enumerate(zip(self.gates, below, strict=True)):
             found[f"weight_{level}"] = torch.outer(delta * gate, z)
             found[f"bias_{level}"] = delta * gate
@@ -50,6 +56,16 @@ class Eligibility:
     def at(self, row: int) -> "Eligibility":
         """The same for a readout in which its answer has another row."""
         return replace(self, row=row)
+
+    def grown(self, place: Tensor, width: int, states: int) -> "Eligibility":
+        """The same for a phi (`width`,) in which its entries stand at `place`, and rungs that it did not go
+        through: `states` wide, and not to be moved."""
+        return replace(
+            self,
+            phi=placed(self.phi, place, width),
+            gates=torch.zeros_like(self.gates),
+            states=self.states.new_zeros(len(self.states), states),
+        )
 
     def finite(self) -> bool:
         """Whether nothing in it is NaN or infinite."""
@@ -73,6 +89,11 @@ def left_by(
         chosen: rows in the readout, (B,). predicted: their values, (B,). gates: per rung, (B, width).
         direction: (B, F). rho: (B,).
     """
+    climb = answer.climb
+    states = torch.stack(climb.states, 1)  # (B, L, width)
+    if climb.lateral:  # what enters a rung stands beside what its own column sends it; the top sends nothing
+        beside = [*climb.lateral[1:], torch.zeros_like(climb.lateral[-1])]
+        states = torch.cat([states, torch.stack(beside, 1)], 2)
     return [
         Eligibility(
             answer.climb.phi[i].clone(),
@@ -80,7 +101,7 @@ def left_by(
             answer.context[i].clone(),
             direction[i].clone(),
             torch.stack([g[i] for g in gates]),
-            torch.stack([z[i] for z in answer.climb.states]),
+            states[i].clone(),
             int(chosen[i]),
             float(predicted[i]),
             asked,

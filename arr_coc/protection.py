@@ -32,15 +32,19 @@ def relevant_now(relevance: Tensor, features: Tensor, mask: Tensor | None = None
 
 
 def _at_phi(ladder: Ladder, relevant: Tensor) -> Tensor:
-    """The same where phi lives, (..., D): of the drives and rungs; 1 for the expansion, the state and the
-    1."""
-    shown = relevant[..., -ladder.width :] if ladder.reads == "top" else torch.cat([relevant, relevant], -1)
-    rest = shown.new_ones(*shown.shape[:-1], ladder.phi_width - shown.shape[-1])
-    return torch.cat([shown, rest], -1)
+    """The same where phi lives, (..., D): of the drives and of every column's rungs; 1 for the expansion, the
+    state and the 1."""
+    rungs = relevant[..., -ladder.width :] if ladder.reads == "top" else relevant
+    shown = rungs if ladder.reads == "top" else torch.cat([relevant, rungs], -1)
+    frozen = [rungs] * (ladder.columns - 1)
+    rest = shown.new_ones(
+        *shown.shape[:-1], ladder.phi_width - shown.shape[-1] - len(frozen) * rungs.shape[-1]
+    )
+    return torch.cat([shown, rest, *frozen], -1)
 
 
 def protected(ladder: Ladder, updates: Updates, relevant: Tensor, mirrored: bool = False) -> Updates:
-    """Each synapse's update times how relevant its input is: columns of W_l (l > 1) and of R.
+    """Each synapse's update times how relevant its input is: columns of W_l and V_l (l > 1) and of R.
 
     The input of W_1 is what was asked, that of b is 1: both are always relevant. Of a batch, whose updates
     are a mean, it is the mean.
@@ -55,6 +59,9 @@ def protected(ladder: Ladder, updates: Updates, relevant: Tensor, mirrored: bool
     for level in range(1, ladder.depth):
         name, back = f"weight_{level}", f"feedback_{level}"
         moves[name] = moves[name] * rungs[level - 1].to(moves[name])
+        if f"lateral_{level}" in moves:
+            beside = rungs[level - 1].repeat(ladder.columns - 1)
+            moves[f"lateral_{level}"] = moves[f"lateral_{level}"] * beside.to(moves[name])
         if mirrored and back in own:
             own[back] = own[back] * rungs[level - 1].to(own[back])
     if mirrored and "feedback_readout" in own:
@@ -68,6 +75,9 @@ def protected_climb(ladder: Ladder, climb: Climb, relevant: Tensor, phi: bool) -
 
     The products that it then teaches (`Eligibility.moves`) are those of `protected`, sample by sample.
     """
-    states = [z * p.to(z) for z, p in zip(climb.states, relevant.split(ladder.width, -1), strict=True)]
+    rungs = relevant.split(ladder.width, -1)
+    states = [z * p.to(z) for z, p in zip(climb.states, rungs, strict=True)]
+    below = [rungs[0][:, :0], *(p.repeat(1, ladder.columns - 1) for p in rungs[:-1])]
+    lateral = [z * p.to(z) for z, p in zip(climb.lateral, below, strict=False)]
     seen = climb.phi * _at_phi(ladder, relevant).to(climb.phi) if phi else climb.phi
-    return replace(climb, states=states, phi=seen)
+    return replace(climb, states=states, phi=seen, lateral=lateral)

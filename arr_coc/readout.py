@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from arr_coc.familiarity import Familiarity, absorb
+from arr_coc.ladder import placed
 
 
 class PrecisionReadout(nn.Module):
@@ -220,6 +221,40 @@ class PrecisionReadout(nn.Module):
             own = torch.linalg.cholesky(gram + self.ridge * self.familiarity.eye())
             self.partial_precision[k] = torch.cholesky_inverse(own)
             self.weight[row] = torch.cholesky_solve(self.cross[row].unsqueeze(1), own).squeeze(1)
+
+    def grow(self, place: Tensor, width: int, copied: Tensor | None = None) -> None:
+        """Go on with a phi of more entries, in which entry i of the old one stands at `place[i]`: as if those
+        that are new had been 0 in all samples; or, with `copied`, as if the entries there had been what the
+        entries `copied[:, 1]` were at `copied[:, 0]`, (K, 2), both by their new places."""
+        self.width = width
+        self.familiarity.grow(place, width)
+        self.cross, self.weight = (placed(t, place, width) for t in (self.cross, self.weight))
+        self.partial = placed(placed(self.partial, place, width), place, width, -2)
+        new = self.familiarity.prior(place)  # of the entries that are new
+        self.partial_precision = placed(placed(self.partial_precision, place, width), place, width, -2) + new
+        if copied is not None:
+            there, source = copied.to(place.device).T
+            self.cross[:, there] = self.cross[:, source]
+            for gram in (self.familiarity.gram, *self.partial):
+                gram[there] = gram[source]
+                gram[:, there] = gram[:, source]
+            self.solve()
+
+    def clear(self) -> None:
+        """Forget all samples; the classes stay."""
+        self.partial, self.partial_precision = self.partial[:0], self.partial_precision[:0]
+        self.partial_rows = self.partial_rows[:0]
+        for kept in (self.cross, self.weight, self.class_count, self.last_met):
+            kept.zero_()
+        self.familiarity.clear()
+
+    def replace(self, other: "PrecisionReadout") -> None:
+        """Take another readout's samples, of the same classes and shape, for all of one's own; when classes
+        were met stays."""
+        for name in self.state_names:
+            if name != "last_met":
+                setattr(self, name, getattr(other, name).clone())
+        self.familiarity.load_state_dict(other.familiarity.state_dict())
 
     def merge(self, other: "PrecisionReadout") -> None:
         """Add another readout's statistics to these and solve: the same as having seen both streams.

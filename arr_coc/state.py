@@ -10,23 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from arr_coc.config import ArrCocConfig
+from arr_coc.growth import reshape
 from arr_coc.learner import Learner
 from arr_coc.pending import Eligibility
 from arr_coc.sources import Sources
 
+_READOUTS = ("readout", "challenger")
 PER_CLASS = {
-    "readout.cross",
-    "readout.weight",
-    "readout.class_count",
-    "readout.last_met",
+    *(f"{one}.{name}" for one in _READOUTS for name in ("cross", "weight", "class_count", "last_met")),
     "answers.mean",
     "answers.class_count",
 }  # one row per class
-_PARTIAL = {
-    "readout.partial",
-    "readout.partial_precision",
-    "readout.partial_rows",
-}  # one entry per rewarded row
+_PARTIAL = {  # one entry per rewarded row
+    f"{one}.{name}": f"{one}.partial_rows"
+    for one in _READOUTS
+    for name in ("partial", "partial_precision", "partial_rows")
+}
 _CONTEXTS = {"context_key.met"}  # one row per text
 _KINDS = {"mixture.kinds", "mixture.log_weight", "mixture.used"}  # one row per kind of question
 _MOMENT = {"predictor.belief", "predictor.features"}  # one row per token of the last frame
@@ -46,7 +45,12 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "sequence.": learner.sequence,
         "answers.": learner.answers,
         "sources.": learner.sources,
+        "drift.": learner.drift,
+        "growth.": learner.growth,
     }
+    if learner.drift is not None:
+        challenger = learner.drift.challenger
+        switched |= {"challenger.": challenger, "challenger.familiarity.": challenger.familiarity}
     return {
         "": learner,
         "ladder.": learner.ladder,
@@ -137,8 +141,22 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
 
     Raises:
         ValueError: for missing or unexpected names (the nearest is named), other shapes or dtypes, a pending
-            action that cannot be.
+            action that cannot be, more columns of rungs than the config allows.
     """
+    columns = 1 + sum(name.startswith("ladder.column_") and name.endswith("_bias_0") for name in saved)
+    if columns > learner.config.columns:
+        raise ValueError(f"the saved state has {columns} columns; the config says {learner.config.columns}")
+    was = learner.ladder, learner.readout, learner.drift
+    if columns != learner.ladder.columns:
+        reshape(learner, columns)
+    try:
+        _load(learner, saved, about)
+    except Exception:
+        learner.ladder, learner.readout, learner.drift = was
+        raise
+
+
+def _load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> None:
     try:
         classes, steps = list(about["classes"]), dict(about["optimizer_steps"])
         groups_of = {int(w["action"]): w["groups"] for w in about["pending"]}
@@ -187,7 +205,7 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         if name in _MOMENT:
             shape[0] = len(saved["predictor.belief"])
         if name in _PARTIAL:
-            shape[0] = len(saved["readout.partial_rows"])
+            shape[0] = len(saved[_PARTIAL[name]])
         if name in _PER_SOURCE:
             shape[0] = len(sources)
         if name in _SOURCES:
@@ -226,6 +244,8 @@ def load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> N
         for name in owner.state_names:  # type: ignore[union-attr]
             setattr(owner, name, saved[prefix + name].to(owner.get_buffer(name).device, copy=True))
     learner.readout.classes = classes
+    if learner.drift is not None:
+        learner.drift.challenger.classes = list(classes)
     learner.rule.gone = gone
     if learner.sources is not None:
         learner.sources.names = sources

@@ -10,7 +10,7 @@ from arr_coc.eval import methods_features as features
 from arr_coc.eval import own
 from arr_coc.eval.methods_consolidation import ROWS as CONSOLIDATION
 from arr_coc.eval.methods_features import Method
-from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded, Sparse
+from arr_coc.eval.methods_plugin import Joint, Oracle, Plugin, Rewarded, SecondHalf, Sparse
 from arr_coc.eval.methods_rivals import BOTH, RIVALS, pooled
 from arr_coc.eval.methods_strategies import HEADS, LORAS, lora
 from arr_coc.eval.percepts_words import WordStore
@@ -269,6 +269,12 @@ METHODS |= {
     name: Spec(_changed(**changes), about, role="ablation", bodies=ONLY.get(name, BOTH))
     for name, (changes, about) in ABLATIONS.items()
 }
+METHODS["fresh-after-drift"] = Spec(
+    lambda s: SecondHalf(s.store, replace(s.config, seed=s.seed)),
+    "a fresh arr-coc that learns the second half alone, and is told where it begins",
+    role="ablation",
+    bodies=BOTH,
+)
 METHODS |= {
     name: Spec(_tuned(changes), about, role="ablation", grid=settings, bodies=BOTH)
     for name, (changes, settings, about) in CONSOLIDATION.items()

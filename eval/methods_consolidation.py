@@ -12,6 +12,9 @@ FORGETS: dict[str, Any] = {
     "error_window": 0,
 }
 WINDOW: dict[str, Any] = FORGETS | {"error_window": 100}
+# arr-coc whose rungs learn as well, so that phi moves under the readout's statistics
+LADDER: dict[str, Any] = {"eta_ladder": 0.01}
+GROWS: dict[str, Any] = LADDER | {"columns": 3}
 STRENGTHS: dict[str, tuple[float, ...]] = {"ewc": (3.0, 30.0, 300.0), "si": (0.01, 0.1, 0.3)}
 
 
@@ -37,5 +40,11 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[dict[str, float], ...], str]] = {
     "plugin-si": (*_held({}, "si"), "arr-coc, U held by synaptic intelligence"),
     "forgetting-.999": ({"forgetting": 0.999}, (), "arr-coc, a sample's weight halves in 693"),
     "transport": ({"transport": 300}, (), "arr-coc, statistics carried along with phi every 300 samples"),
+    "forgetting-.997": ({"forgetting": 0.997}, (), "arr-coc, a sample's weight halves in 231"),
+    "ladder": (LADDER, (), "arr-coc, rungs that learn too"),
+    "ladder-transport": (LADDER | {"transport": 300}, (), "the same, statistics carried along with phi"),
+    "ladder-growth": (GROWS, (), "the same, a copied column of rungs begins when surprise stays high"),
+    "ladder-growth-drawn": (GROWS | {"growth_start": "drawn"}, (), "the same, the new column drawn anew"),
+    "drift-challenge": ({"drift": "challenge"}, (), "arr-coc, what misleads since labels changed is dropped"),
     "forgetting-.9997": ({"forgetting": 0.9997}, (), "arr-coc, a sample's weight halves in 2,310"),
 }

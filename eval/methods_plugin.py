@@ -66,6 +66,25 @@ class Sparse(Plugin):
             super().observe(self._store.batch(batch.rows[told]))
 
 
+class SecondHalf(Plugin):
+    """The plugin, told when half of the stream is over, where a stream that drifts does so: it learns from
+    there on. What is left of the first meaning in another learner, and how much was lost with it, is told by
+    the distance to this one."""
+
+    told_boundaries = True
+
+    def __init__(self, store: Store, config: ArrCocConfig) -> None:
+        super().__init__(store, config)
+        count = sum(split == "train" for split, _ in store.place)
+        self._before, self._seen = count - count // 2, 0
+
+    def observe(self, batch: Batch) -> None:
+        begun = self._seen >= self._before
+        self._seen += len(batch.labels)
+        if begun:
+            super().observe(batch)
+
+
 class Rewarded(Plugin):
     """The plugin from reward alone: it answers, and is told whether that was right (1) or not (0).
 

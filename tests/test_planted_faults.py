@@ -32,8 +32,8 @@ FAULTS = {
     ),
     "the state of the rung itself for that of the one below": (
         "rules/attention_gated.py",
-        "moves = outer(ladder, gated, [climb.below, *climb.states[:-1]])",
-        "moves = outer(ladder, gated, [climb.below, *climb.states[1:]])",
+        "moves = outer(ladder, gated, [climb.below, *climb.states[:-1]], climb.lateral)",
+        "moves = outer(ladder, gated, [climb.below, *climb.states[1:]], climb.lateral)",
         "test_rules.py::test_feedback_from_every_answer_is_the_gradient",
     ),
     "the reward moves away from the chosen answer": (

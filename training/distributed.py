@@ -229,6 +229,16 @@ class Merging:
                     "forgetting weighs a sample by how many came after it, which no rank knows: set it to 1, "
                     "or learn in one process"
                 )
+            if any(one.growth is not None for one in learners):
+                raise ValueError(
+                    "columns are added when one process's surprise stays high: set columns=1, or learn in one "
+                    "process"
+                )
+            if any(one.drift is not None for one in learners):
+                raise ValueError(
+                    "drift drops what came before labels changed, which no rank knows: set it to 'off', or "
+                    "learn in one process"
+                )
             if any(one.sources is not None for one in learners):
                 raise ValueError("sources are kept by one process: set sources=False, or learn in one")
             if any(one.transport is not None for one in learners):

@@ -68,6 +68,6 @@ class AttentionGated(Rule):
     def step(self, ladder: Ladder, climb: Climb, teaching: Teaching) -> Updates:
         drives, gated = self.attend(ladder, climb, teaching.error, teaching.readout)
         error = teaching.error.to(climb.phi)
-        moves = outer(ladder, gated, [climb.below, *climb.states[:-1]])
+        moves = outer(ladder, gated, [climb.below, *climb.states[:-1]], climb.lateral)
         updates = Updates(moves, error.T @ climb.phi / len(error), drives)
         return self.accompany(ladder, updates, teaching.readout)

@@ -166,7 +166,7 @@ class Dendritic(Rule):
 
     def prepare(self, ladder: Ladder, classes: int) -> None:
         """And, the first time, put the interneurons where they predict and cancel what is above."""
-        fresh = not self.state
+        fresh = "inter_1" not in self.state
         super().prepare(ladder, classes)
         self.rest = float(ladder.activation.f(torch.tensor(-torch.inf)))
         if fresh and self.mode == "microcircuit" and self.start_at == "self_predicting":
@@ -299,7 +299,7 @@ class Dendritic(Rule):
             post, below = self.burst(ladder, climb, teaching), [climb.below, *climb.states[:-1]]
         else:
             post, below, notes = self.circuit(ladder, climb, teaching)
-        updates, readout = outer(ladder, post, below), error.T @ climb.phi / len(error)
+        updates, readout = outer(ladder, post, below, climb.lateral), error.T @ climb.phi / len(error)
         if self.feedback == "learned":
             for k in range(1, ladder.depth):
                 both = updates[f"weight_{k}"]

@@ -105,6 +105,10 @@ class EquilibriumPropagation(Rule):
             signed_errors=True,
         )
 
+    @property
+    def grows(self) -> bool:
+        return self.energy == "prediction"  # a frozen column is a plain pass and would not rest where it did
+
     def infer(self, ladder: Ladder, climb: Climb) -> Climb:
         """The free equilibrium; a_l is then all that enters a rung, dPhi/dz_l."""
         if self.energy == "prediction":
@@ -129,8 +133,9 @@ class EquilibriumPropagation(Rule):
             rest, share = self.nudged(ladder, climb, teaching, beta), len(points) * beta
             below = [climb.below, *climb.states[:-1]]
             kind = rest.post[0].dtype
-            before = outer(ladder, [f / share for f in free], [z.to(kind) for z in below])
-            after = outer(ladder, [p / share for p in rest.post], [climb.below.to(kind), *rest.states[:-1]])
+            before = outer(ladder, [f / share for f in free], [z.to(kind) for z in below], climb.lateral)
+            moved = [climb.below.to(kind), *rest.states[:-1]]
+            after = outer(ladder, [p / share for p in rest.post], moved, climb.lateral)
             weights = {name: w + (after[name] - before[name]).real for name, w in weights.items()}
             post = [p + ((m - f) / share).real for p, m, f in zip(post, rest.post, free, strict=True)]
             residual, iterations = max(residual, rest.residual), iterations + rest.iterations

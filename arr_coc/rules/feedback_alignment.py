@@ -107,6 +107,6 @@ class FeedbackAlignment(Rule):
         error = teaching.error.to(climb.phi)
         taught = {"sdfa": error.sign(), "drtp": teaching.target.to(error)}.get(self.mode, error)
         drives, post = self.attend(ladder, climb, taught, teaching.readout, teaching.step)
-        moves = outer(ladder, post, [climb.below, *climb.states[:-1]])
+        moves = outer(ladder, post, [climb.below, *climb.states[:-1]], climb.lateral)
         updates = Updates(moves, error.T @ climb.phi / len(error), drives)
         return self.accompany(ladder, updates, teaching.readout)

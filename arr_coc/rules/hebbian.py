@@ -50,6 +50,10 @@ class Hebbian(Rule):
         self.mode, self.temperature, self.anneal, self.modulation = mode, temperature, anneal, modulation
 
     @property
+    def grows(self) -> bool:
+        return False  # what competes, or spikes in pairs, is what comes from the rung below
+
+    @property
     def ledger(self) -> Ledger:
         told = self.modulation == "reward"
         return Ledger(

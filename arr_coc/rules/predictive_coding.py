@@ -138,7 +138,7 @@ class PredictiveCoding(Rule):
         post = list(settled.post / self.precision)
         # what is held at the climb, or has not moved when the rung above it learns, enters as it was there
         states = climb.states if self.mode in ("fixed", "zil") else list(settled.states)
-        weights = dict(settled.updates) or outer(ladder, post, [climb.below, *states[:-1]])
+        weights = dict(settled.updates) or outer(ladder, post, [climb.below, *states[:-1]], climb.lateral)
         readout = weights.pop("readout", None)
         if readout is None:
             readout = settled.error.T @ settled.phi / len(settled.phi)
@@ -186,6 +186,8 @@ class PredictiveCoding(Rule):
                 share = self.weight_rate / self.steps
                 first = first + share * asked["weight_0"]
                 inputs = inputs + share * torch.stack([asked[f"bias_{k}"] for k in levels])[:, None]
+                for k, beside in enumerate(climb.lateral[1:], 1):
+                    inputs[k] += share * beside @ asked[f"lateral_{k}"].T
                 steps = share * _stack([asked[f"weight_{k}"] for k in levels[1:]], up)
                 up, down = up + steps, down + steps
                 mu[0] = f(a := climb.below @ first.T + inputs[0])
@@ -202,7 +204,9 @@ class PredictiveCoding(Rule):
             weighted = eps if pi is None else pi * eps
             post = weighted * bent
             if moving:
-                asked = outer(ladder, list(post / self.precision), [climb.below, *z[:-1]])
+                asked = outer(
+                    ladder, list(post / self.precision), [climb.below, *z[:-1]], climb.lateral
+                )
                 asked["readout"] = error.T @ phi_at(ladder, climb, z) / len(like)
                 total = {name: total.get(name, 0) + asked[name] for name in asked}
             if self.tolerance and float(move.abs().max()) <= self.tolerance:

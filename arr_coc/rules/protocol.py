@@ -1,7 +1,7 @@
 """What every learning rule is given and gives back."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -114,6 +114,12 @@ class Rule:
     per_class: ClassVar[tuple[str, ...]] = ()
     mirrored: ClassVar[bool] = False  # own tensors `feedback_*` get what the weights get that they stand for
 
+    @property
+    def grows(self) -> bool:
+        """Whether, with these options, V_l learns from what frozen columns send, and a column that is frozen
+        goes on as it was."""
+        return True
+
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.state: dict[str, Tensor] = {}
@@ -161,6 +167,15 @@ class Rule:
             tensor = self.state[name]
             self.state[name] = tensor[rows[rows < len(tensor)].to(tensor.device)]
 
+    def grow(self, place: Tensor, before: int, after: int) -> None:
+        """Keep what lives where phi does, (..., before), for a phi of which an entry is now at `place`; what
+        belongs to rungs starts anew with the column, and so does what is new in phi."""
+        kept = {name: tensor for name, tensor in self.state.items() if tensor.shape[-1:] == (before,)}
+        self.state = {}
+        for name, tensor in kept.items():
+            new = self.start(name, (*tensor.shape[:-1], after), self.draw(name, "grown", after)).to(tensor)
+            self.state[name] = new.index_copy(-1, place.to(tensor.device), tensor)
+
     def draw(self, *what: Any) -> torch.Generator:
         """A generator for what these words and numbers name, the same in every process."""
         text = repr((self.seed, *what)).encode()
@@ -187,17 +202,23 @@ class Rule:
         return updates
 
 
-def outer(ladder: Ladder, post: list[Tensor], below: list[Tensor]) -> dict[str, Tensor]:
-    """Delta W_l = post_l' z_{l-1} / B and Delta b_l = mean post_l, by the names of `Ladder.weights()`.
+def outer(
+    ladder: Ladder, post: list[Tensor], below: list[Tensor], lateral: Sequence[Tensor] = ()
+) -> dict[str, Tensor]:
+    """Delta W_l = post_l' z_{l-1} / B and Delta b_l = mean post_l, by the names of `Ladder.weights()`; Delta
+    V_l as Delta W_l.
 
     Args:
         post: one signal per rung, (B, width). below: what entered each rung, z_{l-1}, (B, ...).
+        lateral: of the climb: what entered it from frozen columns.
     """
     updates = {}
     for level, (p, z) in enumerate(zip(post, below, strict=True)):
         share = p / len(z)  # smaller than what is made of it
         updates[f"weight_{level}"] = share.T @ z
         updates[f"bias_{level}"] = share.sum(0)
+        if level and lateral:
+            updates[f"lateral_{level}"] = share.T @ lateral[level].to(share)
     return updates
 
 

@@ -155,6 +155,10 @@ class STDP(Rule):
         self.time_steps, self.peak, self.bound = int(time_steps), peak, bound
 
     @property
+    def grows(self) -> bool:
+        return False  # what competes, or spikes in pairs, is what comes from the rung below
+
+    @property
     def ledger(self) -> Ledger:
         told = self.modulation == "reward"
         # who wins is a matter of all

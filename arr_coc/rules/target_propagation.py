@@ -127,7 +127,7 @@ class TargetPropagation(Rule):
             for move, a in zip(self.moves(ladder, climb, at_phi), climb.pre_activations, strict=True)
         ]
         return Updates(
-            outer(ladder, post, [climb.below, *climb.states[:-1]]),
+            outer(ladder, post, [climb.below, *climb.states[:-1]], climb.lateral),
             error.T @ climb.phi / len(error),
             drive_feedback=to_drives(ladder, climb, at_phi, post),
             own=self.learn_feedback(ladder, climb, teaching),
