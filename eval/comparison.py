@@ -72,9 +72,12 @@ def _overview(summary: Mapping[str, list[table.Row]], methods: Sequence[str]) ->
         cells = []
         for stream, rows in summary.items():
             mine = next((r for r in rows if r["method"] == method), None)
+            if mine is None:
+                cells.append({"stream": stream, "text": "", "best": False})
+                continue
             ranked = [r["final_accuracy"].mean for r in rows if r["role"] != "bound"]
-            value = None if mine is None else mine["final_accuracy"]
-            best = mine is not None and mine["role"] != "bound" and value.mean == max(ranked)
+            value = mine["final_accuracy"]
+            best = mine["role"] != "bound" and value.mean == max(ranked)
             cells.append({"stream": stream, "text": table.cell(value), "best": best})
         out.append({"method": method, "name": table.short(method), "cells": cells})
     return out
