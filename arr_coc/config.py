@@ -99,8 +99,8 @@ class ArrCocConfig:
             stays high (see `growth`).
         growth_threshold: of the cumulative sum of standardised surprise at which one begins.
         growth_patience: samples for which a column is left alone at first.
-        growth_start: how one begins: as a copy of the frozen one ("copy", after Chen et al., 2016, Net2Net: for
-            all that was counted its rungs were what the frozen ones' were), or drawn as the first one was
+        growth_start: how one begins: as a copy of the frozen one ("copy", after Chen et al., 2016, Net2Net:
+            for all that was counted its rungs were what the frozen ones' were), or drawn as the first one was
             ("drawn", as in Rusu et al., 2016: its rungs count as 0 in all samples before).
         readout: "precision" (recursive least squares) or "delta" (trained by the rule, step eta_readout).
         eta_readout: step of the delta readout.
@@ -222,7 +222,14 @@ class ArrCocConfig:
                 )
         positive = (
             *("clamp", "settle_tolerance", "ridge", "context_ridge"),
-            *("value_scale", "teaching_scale", "trust_sharpness", "temporal_tau", "drift_margin", "growth_threshold"),
+            *(
+                "value_scale",
+                "teaching_scale",
+                "trust_sharpness",
+                "temporal_tau",
+                "drift_margin",
+                "growth_threshold",
+            ),
         )
         for name in positive:
             if not getattr(self, name) > 0:
@@ -245,7 +252,8 @@ class ArrCocConfig:
             given = getattr(self, name)
             if given is not None and not 0 <= given < float("inf"):
                 raise ValueError(f"{name}={given!r}: None or a finite number of at least 0 is needed")
-        rule = make_rule(self.rule, self.rule_options)  # a wrong option is an error now, not at the first step
+        # a wrong option is an error now, not at the first step
+        rule = make_rule(self.rule, self.rule_options)
         if self.columns > 1:
             self._check_growth(rule.grows)
         if self.transport and (self.predict_gain, self.temporal_gain) != (None, None):
@@ -264,8 +272,8 @@ class ArrCocConfig:
                 )
         if self.drift != "off" and (self.readout, self.transport) != ("precision", 0):
             raise ValueError(
-                f"drift={self.drift!r} with readout={self.readout!r}, transport={self.transport!r}: it compares "
-                "two precision readouts of one phi; readout='precision' and transport=0 are needed"
+                f"drift={self.drift!r} with readout={self.readout!r}, transport={self.transport!r}: it "
+                "compares two precision readouts of one phi; readout='precision' and transport=0 are needed"
             )
         if self.own_gain > MOST:
             raise ValueError(f"own_gain={self.own_gain!r}: the own gain is kept between 0 and {MOST:g}")

@@ -20,9 +20,10 @@ class Drift(nn.Module):
     """g <- max(0, g + e - mean e - SLACK), and while g > 0, d <- max(0, d + e - e' - TOLERANCE): d >= margin
     drops all that was counted before g was last 0.
 
-    e is 1 where the readout's best answer, before the sample is learned, is wrong, else 0; a sample of a class with fewer than KNOWN from before the suspicion says nothing, so a label
-    that takes over a meaning and was new itself is not noticed. For d, e and the challenger's e' are
-    both asked among the classes that the challenger has met: it must not win by knowing no others.
+    e is 1 where the readout's best answer, before the sample is learned, is wrong, else 0; a sample of a
+    class with fewer than KNOWN from before the suspicion says nothing, so a label that takes over a meaning
+    and was new itself is not noticed. For d, e and the challenger's e' are both asked among the classes that
+    the challenger has met: it must not win by knowing no others.
 
     Args:
         readout: whose challenger it is to be.

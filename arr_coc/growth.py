@@ -1,7 +1,7 @@
 """Growth: when surprise stays high, the ladder's column of rungs is frozen and a new one begins beside it.
 
-Source: Rusu et al. (2016), progressive networks; there somebody says where a task ends, here a cumulative sum of
-the ladder's own surprise does (Page, 1954).
+Source: Rusu et al. (2016), progressive networks; there somebody says where a task ends, here a cumulative sum
+of the ladder's own surprise does (Page, 1954).
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +17,8 @@ from arr_coc.readout import PrecisionReadout
 if TYPE_CHECKING:
     from arr_coc.learner import Learner
 
-LEVEL, TREND = 0.02, 0.005  # rates, a sample: of the usual surprise, and of its slope and the spread around it
+# rates, a sample: of the usual surprise, and of its slope and the spread around it
+LEVEL, TREND = 0.02, 0.005
 SLACK, MOST = 0.25, 3.0  # of a sample's excess, in standard deviations: what is usual, and what one may count
 
 
@@ -57,7 +58,11 @@ class Growth(nn.Module):
         if count == 1:  # before, there was nothing to be over
             now = [surprise, 0.0, 0.0]
         else:
-            now = [level + slope + rate * over, slope + rate * slow * over, variance + slow * (over**2 - variance)]
+            now = [
+                level + slope + rate * over,
+                slope + rate * slow * over,
+                variance + slow * (over**2 - variance),
+            ]
         self.usual.copy_(self.usual.new_tensor(now))
 
     @property
@@ -98,8 +103,8 @@ def reshape(learner: "Learner", columns: int) -> None:
 
 def grow(learner: "Learner") -> None:
     """Freeze the ladder's column and begin another: phi has more entries, which for all that was counted were
-    0 or, of a copied column, what the frozen one's are. Actions that wait for a reward no longer move the rungs
-    that they went through."""
+    0 or, of a copied column, what the frozen one's are. Actions that wait for a reward no longer move the
+    rungs that they went through."""
     before, copy = learner.ladder.phi_width, learner.config.growth_start == "copy"
     place = learner.ladder.grow(copy)
     after, ladder = learner.ladder.phi_width, learner.ladder

@@ -18,7 +18,6 @@ from arr_coc.optimizer import Optimizer
 from arr_coc.pending import Eligibility, Pending
 from arr_coc.percept import Percept
 from arr_coc.precision import exact
-from arr_coc.readout import PrecisionReadout
 from arr_coc.relevance import (
     ContextKey,
     Course,

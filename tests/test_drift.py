@@ -35,7 +35,9 @@ def test_after_a_drop_the_readout_is_the_direct_solution_of_what_came_since_the_
     labels = [sample(k, 1)[1][0] for k in range(60, 100)]
     target = torch.tensor([[float(c == label) for c in learner.classes] for label in labels]).double()
     a = phi.T @ phi + CONFIG.ridge * torch.eye(phi.shape[1]).double()
-    torch.testing.assert_close(learner.readout.weight, torch.linalg.solve(a, phi.T @ target).T, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        learner.readout.weight, torch.linalg.solve(a, phi.T @ target).T, rtol=0, atol=1e-9
+    )
     assert learner.readout.class_count.tolist() == target.sum(0).tolist()
 
 

@@ -1,12 +1,12 @@
-"""Growth: phi that grows against direct solutions, frozen columns, learning of the new one against autograd."""
+"""Growth: phi that grows against direct solutions, frozen columns, the new one's learning against autograd."""
 
 from dataclasses import replace
 
+import ladders
 import pytest
 import torch
 from torch import Tensor
 
-import ladders
 from arr_coc import ArrCocConfig, Learner, Percept, state
 from arr_coc.growth import LEVEL, TREND, Growth, grow
 from arr_coc.merge import check
@@ -263,7 +263,7 @@ def test_a_saved_state_of_more_columns_or_a_damaged_one_changes_nothing() -> Non
     with pytest.raises(ValueError, match="has 2 columns; the config says 1"):
         state.load(Learner(replace(CONFIG, columns=1), [6, 6, 6], 5), kept, state.meta(grown))
     lacking = {n: t for n, t in kept.items() if n != "ladder.column_0_weight_1"}
-    with pytest.raises(ValueError, match="lacks ladder.column_0_weight_1"):
+    with pytest.raises(ValueError, match=r"lacks ladder\.column_0_weight_1"):
         state.load(one, lacking, state.meta(grown))
     assert (one.ladder, one.readout) == was
     state.load(grown, state.tensors(one), state.meta(one))  # and back to the start

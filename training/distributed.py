@@ -231,8 +231,8 @@ class Merging:
                 )
             if any(one.growth is not None for one in learners):
                 raise ValueError(
-                    "columns are added when one process's surprise stays high: set columns=1, or learn in one "
-                    "process"
+                    "columns are added when one process's surprise stays high: set columns=1, or learn in "
+                    "one process"
                 )
             if any(one.drift is not None for one in learners):
                 raise ValueError(

@@ -204,9 +204,7 @@ class PredictiveCoding(Rule):
             weighted = eps if pi is None else pi * eps
             post = weighted * bent
             if moving:
-                asked = outer(
-                    ladder, list(post / self.precision), [climb.below, *z[:-1]], climb.lateral
-                )
+                asked = outer(ladder, list(post / self.precision), [climb.below, *z[:-1]], climb.lateral)
                 asked["readout"] = error.T @ phi_at(ladder, climb, z) / len(like)
                 total = {name: total.get(name, 0) + asked[name] for name in asked}
             if self.tolerance and float(move.abs().max()) <= self.tolerance:
