@@ -34,8 +34,8 @@ def check(parts: Mapping[str, Learner]) -> None:
         )
     if one.growth is not None:
         raise ValueError(
-            f"columns={one.config.columns} adds columns when a learner's own surprise stays high, so parts of "
-            "a stream have other phis than the whole; columns=1 is needed for a merge"
+            f"columns={one.config.columns} adds columns when a learner's own surprise stays high, so parts "
+            "of a stream have other phis than the whole; columns=1 is needed for a merge"
         )
     if one.drift is not None:
         raise ValueError(

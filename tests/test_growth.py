@@ -1,4 +1,4 @@
-"""Growth: phi that grows against direct solutions, frozen columns, the new one's learning against autograd."""
+"""Growth: phi that grows against direct solutions; the new column's learning against autograd."""
 
 from dataclasses import replace
 
