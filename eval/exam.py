@@ -41,7 +41,7 @@ class Exam:
     pointing: list[float] | None
     union: list[float | None]
     union_pointing: list[float | None] | None
-    by_class: list[dict[str, tuple[int, int]]]
+    by_class: list[dict[str, list[int]]]
 
 
 def pictures(plan: Plan, split: str, which: Iterable[int], probe: int = 0) -> list[Any]:
@@ -115,12 +115,12 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
     )
 
 
-def by_class(labels: Sequence[str], right: Tensor) -> dict[str, tuple[int, int]]:
+def by_class(labels: Sequence[str], right: Tensor) -> dict[str, list[int]]:
     """By label, sorted: how many of these answers, (len(labels),) of 0 and 1, are right, and how many there
     are."""
     count = Counter(labels)
     hit = Counter(label for label, r in zip(labels, right.tolist(), strict=True) if r)
-    return {label: (hit[label], count[label]) for label in sorted(count)}
+    return {label: [hit[label], count[label]] for label in sorted(count)}  # as JSON gives it back
 
 
 def zero_shot(method: Method, held: Store, classes: list[str]) -> float:
