@@ -212,8 +212,7 @@ class ArrCocConfig:
                 near = difflib.get_close_matches(str(given), possible, n=1, cutoff=0.3)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{name}={given!r}: possible are {', '.join(map(repr, possible))}{hint}")
-        at_least = dict.fromkeys(("error_window", "spread", "expansion", "transport"), 0)
-        at_least |= dict.fromkeys(("growth_patience",), 0)
+        at_least = dict.fromkeys(("error_window", "spread", "expansion", "transport", "growth_patience"), 0)
         at_least |= dict.fromkeys(("width", "settle_steps", "pending", "predict_radius", "columns"), 1)
         for name, least in at_least.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
@@ -222,14 +221,8 @@ class ArrCocConfig:
                 )
         positive = (
             *("clamp", "settle_tolerance", "ridge", "context_ridge"),
-            *(
-                "value_scale",
-                "teaching_scale",
-                "trust_sharpness",
-                "temporal_tau",
-                "drift_margin",
-                "growth_threshold",
-            ),
+            *("value_scale", "teaching_scale", "trust_sharpness", "temporal_tau"),
+            *("drift_margin", "growth_threshold"),
         )
         for name in positive:
             if not getattr(self, name) > 0:

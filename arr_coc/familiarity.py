@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from arr_coc.ladder import placed
+from arr_coc.placing import placed
 
 CHECKED = 512  # a sample counts twice: watched, and learned
 # of P, above which it is solved anew: rounding in A itself, which recursion does not have, is less than that,

@@ -65,6 +65,13 @@ class Growth(nn.Module):
             ]
         self.usual.copy_(self.usual.new_tensor(now))
 
+    def follow(self, learner: "Learner", surprise: Tensor) -> None:
+        """Count the surprise of samples in, (B,), and begin a column if one is due and there is room."""
+        for value in surprise.double().tolist():
+            self.observe(value)
+        if self.due and learner.ladder.columns < learner.config.columns:
+            grow(learner)
+
     @property
     def due(self) -> bool:
         """Whether surprise has stayed high."""

@@ -8,10 +8,9 @@ from arr_coc.answer import Answer, check_finite, fuse, near
 from arr_coc.answer_error import AnswerErrors
 from arr_coc.config import ArrCocConfig
 from arr_coc.consolidation import Consolidation
-from arr_coc.drift import Drift
 from arr_coc.error_module import ErrorModules
 from arr_coc.familiarity import Familiarity, scene_statistics, trust
-from arr_coc.growth import Growth, grow, untaught
+from arr_coc.growth import Growth, untaught
 from arr_coc.ladder import Climb
 from arr_coc.neuromodulator import surprise_gate
 from arr_coc.optimizer import Optimizer
@@ -70,7 +69,6 @@ class Learner(nn.Module):
         super().__init__()
         self.config = config
         self.percept_shape = (site_widths, context_width, state_width)
-        self.drift: Drift | None = None
         self.ladder, self.readout, self.drift = untaught(config, self.percept_shape)
         feature_width = self.ladder.depth * self.ladder.width
         self.scenes = Familiarity(2 * self.ladder.width + 1, config.ridge)
@@ -96,8 +94,7 @@ class Learner(nn.Module):
         if config.transport and config.readout == "precision":
             moved = (self.ladder.weights(), self.relevance_weight, self.own_gain.weight)
             self.transport = Transport(config.transport, *moved, self.ladder.phi_width)
-        growing = config.columns > 1
-        self.growth = Growth(config.growth_threshold, config.growth_patience) if growing else None
+        self.growth = Growth(config.growth_threshold, config.growth_patience) if config.columns > 1 else None
         self.sources = Sources(self.ladder.phi_width, self.scenes.width) if config.sources else None
         self.generator = torch.Generator().manual_seed(config.seed)
         self.pending = Pending(config.pending)
@@ -342,10 +339,7 @@ class Learner(nn.Module):
     def _pass(self, percept: Percept, answer: Answer) -> None:
         """Let time pass, where it counts, and note where phi has moved."""
         if self.transport is not None:
-            with self.transport.before(self):
-                *_, then = self._look(percept, answer.features, answer.context)
-            self.transport.observe(then.phi, answer.climb.phi)
-            self.transport.end(self)
+            self.transport.follow(self, percept, answer)
         if answer.course is not None:
             key = self.context_key.key(answer.context) if self.config.context_key else answer.context
             self.in_time.observe(percept, answer.features, answer.settled.relevance, answer.course, key)
@@ -356,14 +350,12 @@ class Learner(nn.Module):
             self.errors.learn(answer.climb.states, errors, answer.context, self.config.eta_error)
         rate = 0.01
         for value in answer.surprise.double().tolist():
-            if self.growth is not None:
-                self.growth.observe(value)
             self.surprise_watch += rate * (
                 self.surprise_watch.new_tensor([value, value * value]) - self.surprise_watch
             )
         self.step += batch
-        if self.growth is not None and self.growth.due and self.ladder.columns < self.config.columns:
-            grow(self)
+        if self.growth is not None:
+            self.growth.follow(self, answer.surprise)
 
     @exact
     def point_out(self, percept: Percept, target: Tensor) -> Answer:

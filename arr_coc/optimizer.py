@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from arr_coc.consolidation import Consolidation
-from arr_coc.ladder import placed
+from arr_coc.placing import placed
 
 
 class Optimizer:

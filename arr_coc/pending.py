@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from arr_coc.answer import Answer
-from arr_coc.ladder import placed
+from arr_coc.placing import placed
 
 
 @dataclass(frozen=True)

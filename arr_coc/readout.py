@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from arr_coc.familiarity import Familiarity, absorb
-from arr_coc.ladder import placed
+from arr_coc.placing import placed
 
 
 class PrecisionReadout(nn.Module):

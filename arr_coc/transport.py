@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from arr_coc.answer import Answer
+from arr_coc.percept import Percept
 from arr_coc.readout import PrecisionReadout
 
 if TYPE_CHECKING:
@@ -60,6 +62,13 @@ class Transport(nn.Module):
         for name, tensor in {**ladder, "relevance": relevance, "gain": gain}.items():
             self.register_buffer(f"then_{name}", tensor.clone())
         self.state_names = tuple(name for name, _ in self.named_buffers())
+
+    def follow(self, learner: "Learner", percept: Percept, answer: Answer) -> None:
+        """Count what was answered in, after it was learned, and end the window if it is over."""
+        with self.before(learner):
+            *_, then = learner._look(percept, answer.features, answer.context)
+        self.observe(then.phi, answer.climb.phi)
+        self.end(learner)
 
     @contextmanager
     def before(self, learner: "Learner") -> Iterator[None]:

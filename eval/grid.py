@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from arr_coc.config import ArrCocConfig
@@ -56,6 +57,12 @@ class Grid:
     def body(self) -> str:
         """The kind of model that the stream is for: "generative" for questions, else "dual"."""
         return "generative" if stream_options.split_name(self.stream)[0] in GENERATIVE else "dual"
+
+    @cached_property
+    def brings(self) -> dict[str, bool]:
+        """What samples have beside picture and label, by what methods may need: contexts, a mask."""
+        first = next(self.load(0, 0).batches())[0]
+        return {"contexts": first["context"] is not None, "mask": first["mask"] is not None}
 
     @property
     def cells(self) -> int:

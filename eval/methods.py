@@ -317,8 +317,7 @@ def specs(given: Sequence[str] | Mapping[str, Any]) -> dict[str, Spec]:
     return found
 
 
-def sensible(body: str, contexts: bool, mask: bool) -> list[str]:
+def sensible(body: str, brings: Mapping[str, bool]) -> list[str]:
     """The methods that have a place on such a stream: its kind of model, and what its samples bring."""
-    has = {"contexts": contexts, "mask": mask}
     wanted = {n: s for n, s in METHODS.items() if s.role not in ON_REQUEST and body in s.bodies}
-    return [n for n, s in wanted.items() if all(has[x] for x in s.needs)]
+    return [n for n, s in wanted.items() if all(brings[x] for x in s.needs)]

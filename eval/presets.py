@@ -81,9 +81,7 @@ def at_most(stream: str, n_train: int, n_test: int) -> tuple[int | None, int | N
 
 def with_a_place(grid: Grid, methods: Sequence[str]) -> tuple[list[str], list[str]]:
     """Those of these methods that have a place on the stream, and a sentence about each that has not."""
-    first = grid.load(0, 0).samples[0]
-    brings = {"contexts": first["context"] is not None, "mask": first["mask"] is not None}
-    kept, left = [], []
+    kept, left, brings = list[str](), list[str](), grid.brings
     for name in methods:
         spec = registry.spec(name)
         lacks = [need for need in spec.needs if not brings[need]]

@@ -31,7 +31,7 @@ Tuned = dict[str, tuple[dict[str, float], list[Record]]]  # by group: the settin
 
 
 @dataclass
-class Bench:
+class Workbench:
     """What a process works with: models by kind and tower, made when they are first asked for and kept.
 
     Args:
@@ -44,7 +44,7 @@ class Bench:
     made: dict[tuple[str, str], World | WordWorld] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Bench, (self.model, self.held, self.cache)  # a process makes its own
+        return Workbench, (self.model, self.held, self.cache)  # a process makes its own
 
     def world(self, grid: Grid, tower: str = "model") -> World | WordWorld:
         kind = grid.body, tower
@@ -117,7 +117,7 @@ class Tuning:
     def what(self) -> str:
         return f"{self.grid.label}, choosing settings"
 
-    def do(self, bench: Bench, progress: Progress | None) -> Iterator[Record]:
+    def do(self, bench: Workbench, progress: Progress | None) -> Iterator[Record]:
         specs, stores = registry.specs(self.rows), dict[str, Any]()
         for name, group in self.groups.items():
             settings, tried = tune(
@@ -153,7 +153,7 @@ class Seed:
     def what(self) -> str:
         return f"{self.grid.label} seed {self.wanted[0].seed}"
 
-    def do(self, bench: Bench, progress: Progress | None) -> Iterator[Record]:
+    def do(self, bench: Workbench, progress: Progress | None) -> Iterator[Record]:
         specs, stores = registry.specs(self.rows), dict[str, Any]()
         for w in self.wanted:
             spec = specs[w.name]
@@ -222,7 +222,7 @@ def run_all(
     if jobs > 1 and isinstance(model, tuple):
         raise ValueError(f"jobs={jobs} with a model in memory: processes read it from a folder; give that")
     asked = [(grid, _rows(grid, methods)) for grid, methods in parts]
-    with Pool(Bench(model, held, cache), jobs) as pool:
+    with Pool(Workbench(model, held, cache), jobs) as pool:
         return _run_all(asked, pool, seeds, orders, out, progress)
 
 
@@ -231,9 +231,8 @@ def _rows(grid: Grid, methods: Sequence[str] | Mapping[str, Any] | None) -> Name
     for name, spec in registry.specs(methods or ()).items():
         if grid.body not in spec.bodies:
             raise ValueError(f"{name} has no place on {grid.stream}, which is for a {grid.body} model")
-    first = next(grid.load(0, 0).batches())[0]
-    sensible = registry.sensible(grid.body, first["context"] is not None, first["mask"] is not None)
-    rows = methods or sensible
+    brings = grid.brings  # read now: a stream that cannot be loaded is an error before anything is run
+    rows = methods or registry.sensible(grid.body, brings)
     return dict(rows) if isinstance(rows, Mapping) else dict.fromkeys(rows)
 
 
@@ -277,7 +276,7 @@ def _run_all(
 
 
 def _wanted(
-    grid: Grid, rows: Named, bench: Bench, seeds: Sequence[int], orders: Sequence[int]
+    grid: Grid, rows: Named, bench: Workbench, seeds: Sequence[int], orders: Sequence[int]
 ) -> Iterator[Wanted]:
     """Every run of a grid, in the order in which they are reported."""
     mark, specs = bench.world(grid).fingerprint, registry.specs(rows)
@@ -321,7 +320,7 @@ def _one_run(
     grid: Grid,
     wanted: Wanted,
     spec: registry.Spec,
-    bench: Bench,
+    bench: Workbench,
     store: Any,
     settings: dict[str, float],
     progress: Progress | None,

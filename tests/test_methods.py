@@ -278,7 +278,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
 
 
 def test_controls_without_a_place_are_left_out() -> None:
-    with_all, without = (methods.sensible("dual", contexts=c, mask=c) for c in (True, False))
+    with_all, without = (methods.sensible("dual", {"contexts": c, "mask": c}) for c in (True, False))
     assert with_all == [
         n
         for n, s in methods.METHODS.items()
