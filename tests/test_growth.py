@@ -178,6 +178,7 @@ def test_a_reward_that_comes_after_growth_teaches_the_readout_with_zeros_and_mov
     config = replace(CONFIG, eta=0.0, eta_own=0.0, growth_start="drawn", explore=0.0)
     learner = Learner(config, [6, 6, 6], 5)
     _, left = learner.act(percept(0)[0], ["0", "1"], torch.tensor([1]))
+    left = [replace(left[0], gates=torch.ones_like(left[0].gates))]  # as once something was learned
     learner.pending.add([left])
     was = left[0].phi
     grow(learner)
