@@ -110,7 +110,8 @@ def twins(found: Twins, pairs: int) -> Shown:
     for name, d in found.difference.items():
         ends = [f"{100 * v:+.1f}" if v else "0" for v in (d.mean, d.low, d.high)]
         masses = [f"{100 * of[name]:.1f}" for of in (found.told, found.untold)]
-        rows.append([METHODS[name].about, *masses, f"{ends[0]} [{ends[1]}, {ends[2]}]"])
+        about = METHODS[name].about if name in METHODS else name
+        rows.append([about, *masses, f"{ends[0]} [{ends[1]}, {ends[2]}]"])
     told, untold = (f"{100 * a:.1f}" for a in found.accuracy)
     title = f"planted shortcut: % of the mass on the dot's token (of 25; chance 4), {pairs} pairs of twins, "
     title += f"{HELD} held-out digits each; accuracy {told} % told, {untold} % not told"

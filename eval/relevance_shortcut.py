@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from arr_coc.adapters import attach
 from arr_coc.adapters.dual_encoder import text_embedding
+from arr_coc.config import ArrCocConfig
 from arr_coc.eval import relevance_baselines as baselines
 from arr_coc.eval.intervals import Range, paired_bootstrap
-from arr_coc.eval.relevance_exam import METHODS
+from arr_coc.eval.relevance_exam import METHODS, OWN
 from arr_coc.eval.relevance_metrics import mass_accuracy
 from arr_coc.training import items, scenes
 
@@ -32,7 +33,9 @@ PALETTE = np.array([*scenes.COLOURS.values(), (120, 70, 30)], np.uint8)  # one a
 FAINT = 0.6  # of a digit's intensity: the dot is what is learned first
 RATE = 1e-3
 HELD = 300  # digits that no twin is trained on
-MEASURED = tuple(m for m in METHODS if m not in ("occlusion", "patch-text-softmax"))
+ATTENTIVE = "arr-coc, with attention"  # a dual encoder's own relevance leaves the attention row out
+OWN_MAPS = {OWN: ArrCocConfig(), ATTENTIVE: ArrCocConfig(attention_gain=1.0)}
+MEASURED = (*OWN_MAPS, *(m for m in METHODS if m not in (OWN, "occlusion", "patch-text-softmax")))
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,8 @@ def accuracy(model: Any, shown: Digits) -> float:
 
 def dot_mass(model: Any, shown: Digits, method: str, seed: int = 0) -> NDArray[np.float64]:
     """Mass accuracy on the dot's token of a method's map for the true label, one an image, (N,)."""
-    maps_of = METHODS[method].maps
-    if maps_of is None:
-        attached = attach(model)
+    if method in OWN_MAPS:
+        attached = attach(model, OWN_MAPS[method])
         try:
             asked = texts()[shown.labels]
             maps = attached(pixel_values=shown.pixels, input_ids=texts(), context_ids=asked).relevance
@@ -132,7 +134,8 @@ def dot_mass(model: Any, shown: Digits, method: str, seed: int = 0) -> NDArray[n
     else:
         with torch.no_grad():
             said = text_embedding(model.get_text_features(input_ids=texts()))[shown.labels].unsqueeze(1)
-        eye = baselines.open_eye(model)
+        maps_of, eye = METHODS[method].maps, baselines.open_eye(model)
+        assert maps_of is not None
         maps = maps_of(eye, shown.pixels, said, torch.Generator().manual_seed(seed))[:, 0]
     return np.array([mass_accuracy(r, g) for r, g in zip(maps.double().numpy(), shown.truth, strict=True)])
 

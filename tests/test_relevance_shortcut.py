@@ -50,7 +50,7 @@ def test_the_twin_that_was_told_uses_the_dot_and_what_looks_into_it_shows_it(pai
     right = [rs.accuracy(model, shown) for model in pair]
     assert right[0] > 0.9
     assert right[1] < right[0]
-    for method in ("attention", "rollout", "gradient-attention"):
+    for method in ("attention", "rollout", "gradient-attention", rs.ATTENTIVE):
         told, untold = (rs.dot_mass(model, shown, method) for model in pair)
         assert paired_bootstrap(told, untold).low > 0, method
 

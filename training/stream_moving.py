@@ -7,7 +7,8 @@ says where the cued item is, whether or not another one hides it.
 
 With a lead, time tells more: the cued item comes late and stays for a few frames. So many frames before it a
 sign comes, so many after it an afterthought, and each colour has one sign and one afterthought of its own,
-drawn from the seed. Before and after, the mask is empty.
+drawn from the seed: emoji that the tower was taught, in their own colours (in white they look alike to it).
+Before and after, the mask is empty.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,6 @@ BOX = 32  # px: four tokens
 SLOWEST, FASTEST = 4.0, 14.0  # px in a frame
 STAY = 2  # frames for which a sign, the cued item of a scene with a lead, or an afterthought is there
 _PATCH = SIDE // TOKENS
-_SYMBOLS = 2 * len(CUE_COLOURS)
 
 
 @dataclass(frozen=True)
@@ -183,14 +183,12 @@ def bounced(straight: np.ndarray, most: float) -> np.ndarray:
 
 
 def symbol(seed: int, colour: int, after: bool = False) -> np.ndarray:
-    """The sign of a colour, or its afterthought: a white emoji, (48, 48, 4), none of which is used twice."""
+    """The sign of a colour, or its afterthought: an emoji as it is drawn, (48, 48, 4), none of which is used
+    twice."""
     art = emoji("noto")
     taught = np.flatnonzero(~art.held_out)
-    some = taught[np.linspace(0, len(taught) - 1, _SYMBOLS).astype(int)]
-    which = np.random.default_rng([seed, 13]).permutation(_SYMBOLS)[2 * colour + after]
-    drawn = art.images[some[which]].astype(np.float32)
-    light = (drawn[..., :3].mean(-1) * drawn[..., 3] / 255).astype(np.uint8)
-    return tint(light, "white")
+    which = np.random.default_rng([seed, 13]).permutation(taught)[2 * colour + after]
+    return art.images[which]
 
 
 def picture(moving: Scene, frame: int) -> Image.Image:
