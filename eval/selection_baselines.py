@@ -32,6 +32,7 @@ class Evidence:
         relevance: arr-coc's, (N,). unworded: the same from attention alone, without the question's words.
         truth: tokens of the tile that is asked about, (N,) bool; None for pictures without tiles.
         seed: of chance.
+        context: what tells kinds of questions apart, (C,).
     """
 
     tokens: Tensor
@@ -42,6 +43,7 @@ class Evidence:
     unworded: Tensor
     truth: Tensor | None
     seed: int
+    context: Tensor
 
 
 @dataclass(frozen=True)

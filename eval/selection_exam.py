@@ -136,6 +136,7 @@ class Examiner:
                         unworded.kept.relevance[b],
                         None if s.truth is None else torch.from_numpy(s.truth.ravel()),
                         s.chance,
+                        keeping.kept.contexts[b],
                     )
                 )
         return found

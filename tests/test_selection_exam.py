@@ -31,7 +31,7 @@ def evidence(count: int = 144, seed: int = 0) -> Evidence:
     truth = torch.zeros(count, dtype=torch.bool)
     truth[: count // 4] = True
     scores = some(count), some(3, count), some(count), some(count)
-    return Evidence(some(count, 8) - 0.5, some(count, 6), *scores, truth, seed)
+    return Evidence(some(count, 8) - 0.5, some(count, 6), *scores, truth, seed, some(4))
 
 
 @pytest.fixture(scope="module")
