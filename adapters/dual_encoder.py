@@ -276,8 +276,8 @@ class DualEncoderBody:
         output: Any,
         context: Tensor | None,
     ) -> Any:
-        """The model's output with what was learned in its scores, and `.relevance` (B, N) and `.surprise`
-        (B,)."""
+        """The model's output with what was learned in its scores, and `.relevance` (B, N), `.surprise` (B,)
+        and `.probabilities` (B, C) of the candidates."""
         if isinstance(output, tuple):
             raise ValueError("return_dict=False leaves no place for relevance; use return_dict=True")
         answer = learner.answer(self.percept(capture, output, context, inputs))
@@ -289,6 +289,7 @@ class DualEncoderBody:
         setattr(output, _scores(output), logits)
         output.logits_per_text = logits.T
         output.relevance, output.surprise = answer.relevance, answer.surprise
+        output.probabilities = learner.probabilities(logits, answer)
         return output
 
     @staticmethod

@@ -22,6 +22,8 @@ class Answering(Protocol):
 
     def fuse(self, own_logits: Tensor, keys: list[str] | Tensor, answer: Any) -> Tensor: ...
 
+    def probabilities(self, fused: Tensor, answer: Any) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -58,6 +60,13 @@ class InTurn:
         for one, answer in zip(self.learners, answers.parts, strict=True):
             own_logits = one.fuse(own_logits, self._rows(one, keys), answer)
         return own_logits
+
+    def probabilities(self, fused: Tensor, answers: Answers) -> Tensor:
+        """As `Learner.probabilities`, by the confidence of whichever is trusted most, (B, K)."""
+        trust = torch.stack([part.trust for part in answers.parts])
+        told = [one.probabilities(fused, a) for one, a in zip(self.learners, answers.parts, strict=True)]
+        most = trust.argmax(0).to(fused.device)
+        return torch.stack(told)[most, torch.arange(len(fused), device=fused.device)]
 
     def _rows(self, one: Learner, keys: list[str] | Tensor) -> list[str] | Tensor:
         if not isinstance(keys, Tensor):

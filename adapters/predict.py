@@ -63,7 +63,7 @@ def predict(
     with torch.no_grad():
         answer = answering.answer(seen.percept)
         fused = answering.fuse(torch.stack(own).mean(0), seen.keys, answer)
-        scores = fused.float().softmax(1)
+        scores = answering.probabilities(fused.float(), answer)
     return [
         Prediction(texts[int(s.argmax())], dict(zip(texts, s.tolist(), strict=True)), r)
         for s, r in zip(scores, answer.relevance, strict=True)

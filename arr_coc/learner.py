@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from arr_coc import acting
 from arr_coc.answer import Answer, check_finite, fuse, near
 from arr_coc.answer_error import AnswerErrors
+from arr_coc.confidence import Confidence
 from arr_coc.config import ArrCocConfig
 from arr_coc.consolidation import Consolidation
 from arr_coc.error_module import ErrorModules
@@ -76,6 +77,7 @@ class Learner(nn.Module):
         self.own_gain = OwnGain(context_width, config.own_gain)
         self.in_time = InTime(config, context_width, feature_width)
         self.mixture = Mixture(context_width)
+        self.confidence = Confidence(config.value_scale)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
         held = (config.consolidation, config.consolidation_strength, config.consolidation_decay)
         on = config.error_module and config.surprise == "answer"
@@ -255,6 +257,11 @@ class Learner(nn.Module):
         rows = keys if isinstance(keys, Tensor) else self.readout.rows(keys)
         return fuse(own_logits, rows.to(answer.values.device), answer, self.config.value_scale)
 
+    def probabilities(self, fused: Tensor, answer: Answer) -> Tensor:
+        """What `fuse` made of an answer, (B, K), as probabilities as sure as the labels so far have borne out
+        (see `confidence`)."""
+        return self.confidence.probabilities(fused, answer.trust)
+
     # -- learning --------------------------------------------------------------------------------------------
 
     @exact
@@ -291,6 +298,7 @@ class Learner(nn.Module):
             self.rule.forget(classes)
             self.readout.last_met = met
             raise
+        self.confidence.learn(values, rows)
         if self.drift is not None:
             self.drift.observe(self.readout, answer.climb.phi, rows, weights)
         if self.config.readout == "precision":

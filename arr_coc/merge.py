@@ -101,6 +101,7 @@ def merge(into: Learner, parts: Sequence[Learner]) -> None:
     into.relevance_weight.copy_(first.relevance_weight)
     into.rule.state = {k: t.clone() for k, t in first.rule.state.items() if k not in into.rule.per_class}
     total = sum(int(part.step) for part in parts)
+    first_scale = into.confidence.log_scale.clone()
     for part in parts:
         before = int(into.step)
         into.readout.merge(part.readout)
@@ -115,5 +116,6 @@ def merge(into: Learner, parts: Sequence[Learner]) -> None:
         for name in into.errors.state_names:
             into.errors.get_buffer(name).add_(part.errors.get_buffer(name), alpha=share)
         into.surprise_watch.add_(part.surprise_watch, alpha=share)
+        into.confidence.log_scale.add_(part.confidence.log_scale - first_scale, alpha=share)
         into.step += int(part.step)
     into.scenes.solve()

@@ -59,6 +59,7 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "scenes.": learner.scenes,
         "context_key.": learner.context_key,
         "own_gain.": learner.own_gain,
+        "confidence.": learner.confidence,
         "errors.": learner.errors,
         "mixture.": learner.mixture,
         **{name: owner for name, owner in switched.items() if owner is not None},  # what is off has no state

@@ -19,6 +19,7 @@ from arr_coc.eval.percepts import Plan, Progress, Store
 
 Record = dict[str, Any]
 EXAM_BATCH = 100
+BINS = 15  # of confidence
 
 
 def pointing(relevance: Tensor, mask: Tensor) -> Tensor:
@@ -35,6 +36,8 @@ class Exam:
         accuracy: R[t], (T,). pointing: the same for relevance, or None.
         union: C[t], (T,), None for experiences that are not over. union_pointing: the same for pointing.
         by_class: of each probe, by label: how many were answered right, and of how many.
+        calibration: of each probe, what `binned` makes of how sure the answers were; None where a method
+            claims no probabilities.
     """
 
     accuracy: list[float]
@@ -42,6 +45,7 @@ class Exam:
     union: list[float | None]
     union_pointing: list[float | None] | None
     by_class: list[dict[str, list[int]]]
+    calibration: list[list[list[float]]] | None
 
 
 def pictures(plan: Plan, split: str, which: Iterable[int], probe: int = 0) -> list[Any]:
@@ -56,14 +60,15 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
     right: list[Tensor] = []
     scores: list[Tensor] = []
     hits: list[Tensor] = []
+    sure: list[Tensor] = []
 
     every = store.candidates
     column = {text: i for i, text in enumerate(every)}
 
-    def ask(probe: int, texts: list[str]) -> tuple[Tensor, list[Tensor]]:
-        """Scores of all candidates for a probe that is answered among these texts, -inf for the others; and
-        how well relevance pointed."""
-        answered, pointed = [], []
+    def ask(probe: int, texts: list[str]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Scores of all candidates for a probe that is answered among these texts, -inf for the others; how
+        well relevance pointed, and how sure the answers were."""
+        answered, pointed, believed = [], [], []
         rows = plan.probes[probe]
         for start in range(0, len(rows), EXAM_BATCH):
             some = rows[start : start + EXAM_BATCH]
@@ -72,24 +77,27 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
             batch = store.batch(some, images)
             answer = method.answer(batch, texts)
             answered.append(answer.scores.float())
+            if answer.probabilities is not None:
+                believed.append(answer.probabilities.gather(1, answered[-1].argmax(1, keepdim=True))[:, 0])
             if answer.relevance is not None and batch.mask is not None:
                 true = batch.mask.any(1)  # a sample without a truth has nothing to be pointed at
                 if true.any():
                     pointed.append(pointing(answer.relevance[true], batch.mask[true]))
         told = torch.cat(answered)
         if texts is every:
-            return told, pointed
+            return told, pointed, believed
         scores = torch.full((len(told), len(every)), -torch.inf, dtype=told.dtype)
         scores[:, [column[t] for t in texts]] = told
-        return scores, pointed
+        return scores, pointed, believed
 
     # who is told the task of a probe is asked for its classes alone
     among = plan.stream.asked or [every] * len(plan.probes)
     for probe, rows in enumerate(plan.probes):
-        found, pointed = ask(probe, among[probe])
+        found, pointed, believed = ask(probe, among[probe])
         scores.append(found)
         hits += [torch.cat(pointed)] if pointed else []
         right.append(store.right(found, rows))
+        sure.append(store.sure(torch.cat(believed), rows) if believed else torch.zeros(0))
 
     def narrowed(probe: int, allowed: Tensor) -> Tensor:
         """The scores of a probe where only these candidates may be said."""
@@ -112,7 +120,19 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
         union,
         cumulated or None,
         [by_class(store.labels(rows), r) for rows, r in zip(plan.probes, right, strict=True)],
+        [binned(s, r[: len(s)]) for s, r in zip(sure, right, strict=True)] if any(map(len, sure)) else None,
     )
+
+
+def binned(sure: Tensor, right: Tensor) -> list[list[float]]:
+    """[bin, how many, sum of their confidence, how many are right] of every bin that is not empty, of 15 of
+    equal width; from confidence (n,) and whether the answer is right (n,) of 0 and 1."""
+    place = (sure.double() * BINS).long().clamp(0, BINS - 1)
+    found = []
+    for b in place.unique().tolist():
+        some = place == b
+        found.append([b, int(some.sum()), float(sure[some].double().sum()), int(right[some].sum())])
+    return found
 
 
 def by_class(labels: Sequence[str], right: Tensor) -> dict[str, list[int]]:
@@ -204,6 +224,7 @@ def one(
         "P": [None if e is None else e.pointing for e in exams] if points else None,
         "CP": [None if e is None else e.union_pointing for e in exams] if points else None,
         "by_class": last_exam.by_class,
+        "calibration": last_exam.calibration,
         "zero_shot_before": before,
         "zero_shot_after": after,
         "n_learned": len(kept),

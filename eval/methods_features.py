@@ -19,10 +19,11 @@ Features = Callable[[Batch], Tensor]
 @dataclass(frozen=True)
 class Answered:
     """Scores of the texts that were asked for, (B, K), -inf for what a method cannot say; relevance (B, N) or
-    None."""
+    None; probabilities (B, K), None from a method that claims none."""
 
     scores: Tensor
     relevance: Tensor | None = None
+    probabilities: Tensor | None = None
 
 
 class Method:
@@ -350,8 +351,10 @@ class ZeroShot(Method):
 
     def answer(self, batch: Batch, texts: list[str]) -> Answered:
         if not self.joined:
-            return Answered(batch.own_logits(texts))
-        return Answered(joined_logits(batch.texts, batch.contexts, batch.image, texts))
+            scores = batch.own_logits(texts)
+        else:
+            scores = joined_logits(batch.texts, batch.contexts, batch.image, texts)
+        return Answered(scores, probabilities=scores.double().softmax(1))
 
     def state_bytes(self) -> int:
         return 0

@@ -39,7 +39,8 @@ class Plugin(Method):
             answer = self.learner.answer(batch.percept)
             own = batch.own_logits(texts)
             if self._fused:
-                return Answered(self.learner.fuse(own, texts, answer), answer.reading)
+                fused = self.learner.fuse(own, texts, answer)
+                return Answered(fused, answer.reading, self.learner.probabilities(fused, answer))
             rows = self.learner.readout.rows(texts)
             scores = torch.full((len(own), len(texts)), -torch.inf, dtype=torch.float64)
             if len(self.learner.classes):

@@ -88,6 +88,24 @@ def balanced_accuracy(right: ArrayLike, count: ArrayLike) -> float:
     return _mean(hit[n > 0] / n[n > 0])
 
 
+def expected_calibration_error(count: ArrayLike, confidence: ArrayLike, right: ArrayLike) -> float:
+    """sum_b |sum of confidence - right answers| / n over bins b of confidence of equal width (Guo et al.,
+    2017).
+
+    Args:
+        count: answers in each bin, (B,). confidence: their summed confidence, (B,). right: how many are
+            right, (B,).
+    """
+    n, p, hit = (np.asarray(x, dtype=np.float64) for x in (count, confidence, right))
+    fits = n.shape == p.shape == hit.shape and n.ndim == 1
+    if not fits or not n.any() or not ((p >= 0) & (p <= n + 1e-9) & (hit >= 0) & (hit <= n)).all():
+        raise ValueError(
+            f"{hit.tolist()} right of {n.tolist()} and a summed confidence of {p.tolist()}: as many of each, "
+            "none above its count, are needed"
+        )
+    return float(np.abs(p - hit).sum() / n.sum())
+
+
 # Transfer
 
 

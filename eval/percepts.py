@@ -138,6 +138,10 @@ class Store:
         best = scores.max(1)
         return ((best.indices == self.label[rows]) & (best.values > -torch.inf)).float()
 
+    def sure(self, best: Tensor, rows: Tensor) -> Tensor:
+        """How sure the answers of these rows are, (len(rows),), of the probability of the best text each."""
+        return best
+
     def __len__(self) -> int:
         return len(self.label)
 

@@ -128,6 +128,12 @@ class WordStore:
         hit = (scores.argmax(1) == self.key[entries]) & (scores.max(1).values > -torch.inf)
         return (torch.zeros(len(rows)).index_add(0, whose, (~hit).float()) == 0).float()
 
+    def sure(self, best: Tensor, rows: Tensor) -> Tensor:
+        """How sure the answers of these samples are, (len(rows),): the product over the tokens of each of the
+        probability of the best one, (E,)."""
+        _, whose = self.entries(rows)
+        return torch.zeros(len(rows)).double().index_add(0, whose, best.double().log()).exp()
+
     def batch(self, rows: Tensor, images: list[Any] | None = None) -> WordBatch:
         """The entries of these samples."""
         entries, whose = self.entries(rows)

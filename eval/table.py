@@ -53,6 +53,18 @@ def _counts(found: Record) -> tuple[list[int], list[int]]:
     return [right for right, _ in both], [n for _, n in both]
 
 
+def calibration(found: Record) -> tuple[list[float], list[float], list[float]]:
+    """Answers, their summed confidence and right answers by bin of confidence, over the `current` probes at
+    the end; nothing for a record that does not tell."""
+    bins: dict[int, list[float]] = {}
+    for j in current(found) if found.get("calibration") else ():
+        for b, *sums in found["calibration"][j]:
+            before = bins.get(b, [0.0, 0.0, 0.0])
+            bins[b] = [x + y for x, y in zip(before, sums, strict=True)]
+    n, p, right = ([of[i] for of in bins.values()] for i in range(3))
+    return n, p, right
+
+
 def uneven(found: Record) -> bool:
     """Whether a run's classes are not alike: its stream has an imbalance, or one class is at least twice as
     often in its probes as another, and chance does not draw such counts (chi-square, p < 0.001)."""
@@ -75,6 +87,8 @@ def scores(found: Record) -> dict[str, float]:
     asked: dict[str, Callable[[], float]] = {"final_accuracy": lambda: final(found)}
     if uneven(found):
         asked["balanced_accuracy"] = lambda: metrics.balanced_accuracy(*_counts(found))
+    if found.get("calibration"):
+        asked["expected_calibration_error"] = lambda: metrics.expected_calibration_error(*calibration(found))
     if len(found["R"]) > 2:
         asked |= {
             "average_incremental_accuracy": lambda: metrics.average_incremental_accuracy(r),
@@ -209,6 +223,7 @@ COLUMNS = {
     "pointing %": "final_pointing",
     "its forgetting": "cumulative_forgetting_of_pointing",
     "zero-shot kept %": "zero_shot_retention",
+    "ECE %": "expected_calibration_error",
     "stored samples": "stored_samples",
     "told of tasks": "told_boundaries",
 }
