@@ -43,6 +43,9 @@ def test_merged_statistics_are_those_of_one_who_saw_everything(order: tuple[str,
         torch.testing.assert_close(mine.gram, its.gram, rtol=0, atol=1e-9)
         torch.testing.assert_close(mine.leverage[3:], its.leverage[3:], rtol=1e-12, atol=0)
     assert int(merged.step) == int(whole.step) == 36
+    sure = [float(attached.adapter(name).confidence.log_scale) for name in "abc"]
+    assert float(merged.confidence.log_scale) == pytest.approx(sum(sure) / 3)  # twelve samples each
+    assert len(set(sure)) == 3
     if context is not None:
         key = merged.context_key.inverse_correlation
         torch.testing.assert_close(key, whole.context_key.inverse_correlation, rtol=0, atol=1e-10)
