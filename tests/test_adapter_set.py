@@ -48,8 +48,6 @@ def test_several_are_fused_in_turn_each_on_what_the_one_before_made() -> None:
         torch.testing.assert_close(out.relevance, relevance)
         torch.testing.assert_close(out.relevance.sum(1), torch.ones(4))
         for i, probabilities in enumerate(out.probabilities):  # as sure as who is trusted most learned to be
-            out.probabilities
-        ):  # as sure as who is trusted most has learned to be
             t, place = max((float(a.trust[i]), -place) for place, a in enumerate(answers))
             learner = attached.adapter(order[-place])
             sharper = 1 + t * (float(learner.confidence.log_scale.exp()) / learner.config.value_scale - 1)
