@@ -289,7 +289,7 @@ class DualEncoderBody:
         setattr(output, _scores(output), logits)
         output.logits_per_text = logits.T
         output.relevance, output.surprise = answer.relevance, answer.surprise
-        output.probabilities = learner.probabilities(logits, answer)
+        output.probabilities = learner.probabilities(logits, keys, answer)
         return output
 
     @staticmethod

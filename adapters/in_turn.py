@@ -22,7 +22,7 @@ class Answering(Protocol):
 
     def fuse(self, own_logits: Tensor, keys: list[str] | Tensor, answer: Any) -> Tensor: ...
 
-    def probabilities(self, fused: Tensor, answer: Any) -> Tensor: ...
+    def probabilities(self, fused: Tensor, keys: list[str] | Tensor, answer: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,11 @@ class InTurn:
             own_logits = one.fuse(own_logits, self._rows(one, keys), answer)
         return own_logits
 
-    def probabilities(self, fused: Tensor, answers: Answers) -> Tensor:
+    def probabilities(self, fused: Tensor, keys: list[str] | Tensor, answers: Answers) -> Tensor:
         """As `Learner.probabilities`, by the confidence of whichever is trusted most, (B, K)."""
-        trust = torch.stack([part.trust for part in answers.parts])
-        told = [one.probabilities(fused, a) for one, a in zip(self.learners, answers.parts, strict=True)]
+        parts = [(one, self._rows(one, keys), a) for one, a in zip(self.learners, answers.parts, strict=True)]
+        trust = torch.stack([one.trusted(known, answer) for one, known, answer in parts])
+        told = [one.probabilities(fused, known, answer) for one, known, answer in parts]
         most = trust.argmax(0).to(fused.device)
         return torch.stack(told)[most, torch.arange(len(fused), device=fused.device)]
 

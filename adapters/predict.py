@@ -63,8 +63,8 @@ def predict(
     with torch.no_grad():
         answer = answering.answer(seen.percept)
         fused = answering.fuse(torch.stack(own).mean(0), seen.keys, answer)
-        scores = answering.probabilities(fused.float(), answer)
+        told = answering.probabilities(fused.float(), seen.keys, answer)
     return [
-        Prediction(texts[int(s.argmax())], dict(zip(texts, s.tolist(), strict=True)), r)
-        for s, r in zip(scores, answer.relevance, strict=True)
+        Prediction(texts[int(best)], dict(zip(texts, p.tolist(), strict=True)), r)
+        for best, p, r in zip(fused.argmax(1), told, answer.relevance, strict=True)
     ]

@@ -257,10 +257,15 @@ class Learner(nn.Module):
         rows = keys if isinstance(keys, Tensor) else self.readout.rows(keys)
         return fuse(own_logits, rows.to(answer.values.device), answer, self.config.value_scale)
 
-    def probabilities(self, fused: Tensor, answer: Answer) -> Tensor:
-        """What `fuse` made of an answer, (B, K), as probabilities as sure as the labels so far have borne out
-        (see `confidence`)."""
-        return self.confidence.probabilities(fused, answer.trust)
+    def trusted(self, keys: list[str] | Tensor, answer: Answer) -> Tensor:
+        """The trust that `fuse` mixes these candidates' scores by, (B,): 0 where none of them was learned."""
+        rows = keys if isinstance(keys, Tensor) else self.readout.rows(keys)
+        return answer.trust * float((rows >= 0).any())
+
+    def probabilities(self, fused: Tensor, keys: list[str] | Tensor, answer: Answer) -> Tensor:
+        """What `fuse` made of these candidates, (B, K), as probabilities as sure as the labels so far have
+        borne out (see `confidence`)."""
+        return self.confidence.probabilities(fused, self.trusted(keys, answer))
 
     # -- learning --------------------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ Exact for the readout and for what is familiar (A, B, P and R of `readout` and `
 all of them see the same phi: with equal ladders, U and own gains. What parts have in common because they were
 copied from one learner is counted as often as there are parts: they have to start fresh. How unusual samples
 were before they were learned (`Familiarity.leverage`) depends on the order; it is pooled. The error modules,
-which give the surprise, are averaged by samples learned.
+which give the surprise, and how sure probabilities are (`confidence`) are averaged by samples, rewarded ones
+included.
 """
 
 from collections.abc import Mapping, Sequence

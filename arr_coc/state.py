@@ -220,6 +220,7 @@ def _load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> 
         least, most = torch.zeros(2), torch.tensor([len(sources), len(classes)])
         if not bool(((saved[name].cpu() >= least) & (saved[name].cpu() < most)).all()):
             raise ValueError(f"the saved {name} points beyond {len(sources)} sources, {len(classes)} classes")
+    learner.confidence.check(saved["confidence.log_scale"])
     if int(saved["step"]) < 0:
         raise ValueError(f"the saved step is {int(saved['step'])}; a number of samples is needed")
     for name, rule_shape in kept.items():

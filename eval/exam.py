@@ -126,7 +126,13 @@ def examine(method: Method, plan: Plan, store: Store, over: int) -> Exam:
 
 def binned(sure: Tensor, right: Tensor) -> list[list[float]]:
     """[bin, how many, sum of their confidence, how many are right] of every bin that is not empty, of 15 of
-    equal width; from confidence (n,) and whether the answer is right (n,) of 0 and 1."""
+    equal width; from confidence (n,) and whether the answer is right (n,) of 0 and 1.
+
+    Raises:
+        ValueError: for a confidence that is no number.
+    """
+    if not bool(torch.isfinite(sure).all()):
+        raise ValueError("a method's probabilities are no numbers: None says that it claims none")
     place = (sure.double() * BINS).long().clamp(0, BINS - 1)
     found = []
     for b in place.unique().tolist():

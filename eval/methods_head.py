@@ -98,7 +98,8 @@ class Head(Trained):
         if known:
             columns, rows = (torch.tensor(x) for x in zip(*known, strict=True))
             scores[:, columns] = values[:, rows]
-        return Answered(scores, probabilities=scores.double().softmax(1) if known else None)
+        said = bool((scores > -torch.inf).any())  # else nobody knows how sure it is
+        return Answered(scores, probabilities=scores.double().softmax(1) if said else None)
 
     def state_bytes(self) -> int:
         return super().state_bytes() + size_of([self.moments.mean, self.moments.squares])

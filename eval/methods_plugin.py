@@ -40,7 +40,7 @@ class Plugin(Method):
             own = batch.own_logits(texts)
             if self._fused:
                 fused = self.learner.fuse(own, texts, answer)
-                return Answered(fused, answer.reading, self.learner.probabilities(fused, answer))
+                return Answered(fused, answer.reading, self.learner.probabilities(fused, texts, answer))
             rows = self.learner.readout.rows(texts)
             scores = torch.full((len(own), len(texts)), -torch.inf, dtype=torch.float64)
             if len(self.learner.classes):

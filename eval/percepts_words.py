@@ -130,7 +130,7 @@ class WordStore:
 
     def sure(self, best: Tensor, rows: Tensor) -> Tensor:
         """How sure the answers of these samples are, (len(rows),): the product over the tokens of each of the
-        probability of the best one, (E,)."""
+        probability of the best one, (E,), given the right ones before it, as `right` asks too."""
         _, whose = self.entries(rows)
         return torch.zeros(len(rows)).double().index_add(0, whose, best.double().log()).exp()
 

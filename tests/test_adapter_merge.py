@@ -56,6 +56,20 @@ def test_merged_statistics_are_those_of_one_who_saw_everything(order: tuple[str,
         model.detach()
 
 
+def test_confidence_is_averaged_by_samples() -> None:
+    attached = three(FIXED)
+    for place, name in enumerate(attached.adapters):
+        attached.set_plastic([name])
+        for batch in batches(1 + 2 * place, seed=place):
+            attached.learn(**batch)
+    sure = [float(attached.adapter(name).confidence.log_scale) for name in "abc"]
+    attached.merge(["a", "b", "c"], into="all")
+    merged = float(attached.adapter("all").confidence.log_scale)
+    assert merged == pytest.approx((sure[0] + 3 * sure[1] + 5 * sure[2]) / 9)
+    assert merged != pytest.approx(sum(sure) / 3)
+    attached.detach()
+
+
 def test_rewards_add_up_too() -> None:
     """Rows that were rewarded on their own keep statistics of their own, and those add as well."""
     attached, one = three(FIXED), attach(tiny.dual(), FIXED)

@@ -1,5 +1,6 @@
 """Several adapters on one model: who answers, who learns, how a set is saved."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import tiny
 from arr_coc import ArrCocModel, attach, state
 from arr_coc.adapters import card, saving
+from arr_coc.adapters.in_turn import Answers, InTurn
 from sets import CONTEXT, FIXED, SMALL, batches, same, states, taught, three
 
 # -- who answers ---------------------------------------------------------------------------------------------
@@ -56,6 +58,25 @@ def test_several_are_fused_in_turn_each_on_what_the_one_before_made() -> None:
         results[tuple(order)] = out.logits_per_image
     assert not torch.allclose(results["b", "c"], results["c", "b"], atol=1e-3)
     attached.detach()
+
+
+def test_whichever_is_trusted_most_says_how_sure_and_who_knows_no_candidate_is_not_asked() -> None:
+    made, (batch, *_) = taught(), batches(1, seed=9)
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    seen = made.perceive(**inputs)
+    learners = [made.adapter(name) for name in "ab"]
+    for one, s in zip(learners, (2.0, 5.0), strict=True):
+        one.confidence.log_scale.fill_(math.log(s))
+    answers = Answers([one.answer(seen.percept) for one in learners])
+    fused = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    trusts = torch.tensor([[0.9, 0.2, 0.9, 0.2], [0.2, 0.9, 0.1, 0.8]], dtype=torch.float64)
+    answers = Answers([replace(a, trust=t) for a, t in zip(answers.parts, trusts, strict=True)])
+    told = InTurn(learners).probabilities(fused, seen.keys, answers)
+    t, s = torch.tensor([0.9, 0.9, 0.9, 0.8]), torch.tensor([2.0, 5.0, 2.0, 5.0])
+    torch.testing.assert_close(told, (fused * (1 + t * (s / 10 - 1))[:, None]).softmax(1))
+    new = InTurn(learners).probabilities(fused, ["never", "met", "any", "of", "these"], answers)
+    torch.testing.assert_close(new, fused.softmax(1))
+    made.detach()
 
 
 def test_without_an_active_adapter_the_model_answers_alone_and_may_still_learn() -> None:

@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from arr_coc import state
 from arr_coc.answer import Answer
-from arr_coc.confidence import BOUNDS, MOST, RATE, Confidence
+from arr_coc.confidence import MOST, RATE, REACH, Confidence
 from arr_coc.config import ArrCocConfig
-from arr_coc.eval import exam, metrics, table
+from arr_coc.eval import exam, metrics, percepts, table
+from arr_coc.eval.methods_features import NearestMean, tower_output
+from arr_coc.eval.methods_plugin import Plugin
 from arr_coc.eval.percepts_words import WordStore
 from arr_coc.learner import Learner
 from arr_coc.percept import Percept
+from arr_coc.training import streams
+from fakes import CLASSES, fake_store
 
 
 def drawn(n: int, sharp: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,33 +28,50 @@ def drawn(n: int, sharp: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tens
     return values, labels
 
 
-def test_one_step_is_the_gradient_of_the_labels_log_probability() -> None:
-    values, labels = drawn(1, 2.0)
-    log_s = torch.tensor(math.log(3.0), dtype=torch.float64, requires_grad=True)
-    (log_s.exp() * values).log_softmax(1)[0, labels[0]].backward()
-    one = Confidence(3.0)
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("start", [3.0, 10.0])
+def test_a_step_is_by_the_derivatives_of_the_labels_log_probability(batch: int, start: float) -> None:
+    values, labels = drawn(batch, 2.0)
+
+    def likelihood(log_s: torch.Tensor) -> torch.Tensor:
+        return (log_s.exp() * values).log_softmax(1).gather(1, labels.unsqueeze(1)).sum()
+
+    log_s = torch.tensor(math.log(start), dtype=torch.float64)
+    slope = float(torch.autograd.functional.jacobian(likelihood, log_s))
+    # the curvature of the log partition function alone: the slope's own change with s is no curvature of p
+    bend = float(torch.autograd.functional.hessian(lambda s: (s * values).logsumexp(1).sum(), log_s.exp()))
+    one = Confidence(start)
     one.learn(values, labels)
-    assert log_s.grad is not None
-    assert float(one.log_scale) == pytest.approx(math.log(3.0) + RATE * float(log_s.grad), abs=1e-12)
+    step = max(-MOST, min(MOST, RATE * slope / (1 + RATE * start**2 * bend)))
+    assert float(one.log_scale) == pytest.approx(math.log(start) + step, abs=1e-12)
 
 
+@pytest.mark.parametrize("batch", [1, 5, 64, 500])
 @pytest.mark.parametrize("sharp", [1.0, 2.5, 6.0])
-def test_it_finds_the_scale_that_the_labels_were_drawn_with(sharp: float) -> None:
-    values, labels = drawn(6000, sharp)
+def test_it_finds_the_scale_that_the_labels_were_drawn_with(sharp: float, batch: int) -> None:
+    values, labels = drawn(10_000, sharp)
     one = Confidence(10.0)
-    for v, y in zip(values.split(5), labels.split(5), strict=True):
+    for v, y in zip(values.split(batch), labels.split(batch), strict=True):
         one.learn(v, y)
     assert float(one.log_scale.exp()) == pytest.approx(sharp, rel=0.2)
 
 
-def test_no_batch_moves_it_by_more_than_a_bounded_step_and_it_stays_in_bounds() -> None:
-    one = Confidence(10.0)
-    values = torch.tensor([[5.0, 0.0]]).repeat(500, 1)
-    one.learn(values, torch.ones(500, dtype=torch.long))
-    assert float(one.log_scale) == pytest.approx(math.log(10.0) - MOST)
-    for _ in range(200):
-        one.learn(values, torch.ones(500, dtype=torch.long))
-    assert float(one.log_scale) == pytest.approx(BOUNDS[0])
+@pytest.mark.parametrize("start", [0.1, 10.0, 1000.0])
+def test_no_batch_moves_it_by_more_than_a_bounded_step_and_it_stays_in_reach(start: float) -> None:
+    values = torch.tensor([[50.0 / start, 0.0]]).repeat(500, 1)
+    for label, sign in ((1, -1), (0, 1)):
+        one, labels = Confidence(start), torch.full((500,), label)
+        one.learn(values, labels)
+        first = float(one.log_scale) - math.log(start)
+        assert 0 <= sign * first <= MOST + 1e-12
+        one.log_scale += sign * (REACH - 0.01) - first
+        one.learn(values / 300, labels)
+        assert float(one.log_scale) - math.log(start) == pytest.approx(sign * REACH)
+        one.check(one.log_scale)
+    with pytest.raises(ValueError, match=r"confidence.log_scale is .*it stays within"):
+        one.check(one.log_scale + 0.1)
+    with pytest.raises(ValueError, match=r"confidence\.log_scale is nan"):
+        one.check(torch.tensor(math.nan))
 
 
 def test_values_that_are_no_numbers_leave_it_as_it_was() -> None:
@@ -78,20 +100,94 @@ def test_without_trust_the_models_own_probabilities_come_back_and_no_answer_chan
 
 def test_a_learner_learns_it_from_values_of_before_the_labels() -> None:
     learner = Learner(ArrCocConfig(width=8, expansion=0), [8, 8], 5)
-    draw = torch.Generator().manual_seed(3)
-    tokens = tuple(torch.randn(6, 4, 8, generator=draw) for _ in range(2))
-    made = Percept(tokens, torch.ones(6, 4) / 4, torch.randn(6, 5, generator=draw))
+    seen = made()
     keys = ["a", "b", "a", "b", "a", "b"]
     other = Confidence(learner.config.value_scale)
     for _ in range(4):
-        before: Answer = learner.answer(made)
+        before: Answer = learner.answer(seen)
         known = learner.readout.rows(keys)
         if (known >= 0).all():
             other.learn(before.values, known)
         else:
             other.learn(torch.zeros(6, 2), torch.tensor([0, 1, 0, 1, 0, 1]))
-        learner.learn(made, keys)
+        learner.learn(seen, keys)
     assert float(learner.confidence.log_scale) == float(other.log_scale) != math.log(10.0)
+
+
+def made(seed: int = 3, batch: int = 6) -> Percept:
+    draw = torch.Generator().manual_seed(seed)
+    tokens = tuple(torch.randn(batch, 4, 8, generator=draw) for _ in range(2))
+    return Percept(tokens, torch.ones(batch, 4) / 4, torch.randn(batch, 5, generator=draw))
+
+
+def taught() -> Learner:
+    """Labels by chance: it has become unsure."""
+    learner = Learner(ArrCocConfig(width=8, expansion=0), [8, 8], 5)
+    draw = torch.Generator().manual_seed(4)
+    for seed in range(80):
+        said = torch.randint(2, (6,), generator=draw).tolist()
+        learner.learn(made(seed % 4), ["ab"[k] for k in said])
+    return learner
+
+
+def test_of_texts_that_were_never_learned_the_models_own_probabilities_come_back() -> None:
+    learner, own = taught(), torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    answer = learner.answer(made(3))
+    assert float(answer.trust.min()) > 0.5
+    assert float(learner.confidence.log_scale) < math.log(9.0)
+    fused = learner.fuse(own, ["x", "y", "z"], answer)
+    told = learner.probabilities(fused, ["x", "y", "z"], answer)
+    torch.testing.assert_close(told, own.softmax(1))
+    known = learner.probabilities(learner.fuse(own, ["x", "b", "a"], answer), ["x", "b", "a"], answer)
+    assert not torch.allclose(known, learner.fuse(own, ["x", "b", "a"], answer).softmax(1))
+
+
+def test_saved_and_loaded_it_goes_on_as_it_would_have() -> None:
+    learner = taught()
+    other = Learner(ArrCocConfig(width=8, expansion=0), [8, 8], 5)
+    saved = {k: v.clone() for k, v in state.tensors(learner).items()}
+    state.load(other, saved, state.meta(learner))
+    for one in (learner, other):
+        one.learn(made(99), list("abaabb"))
+    assert float(other.confidence.log_scale) == float(learner.confidence.log_scale) < math.log(9.0)
+    saved["confidence.log_scale"] = torch.tensor(1000.0, dtype=torch.float64)
+    before = float(other.confidence.log_scale)
+    with pytest.raises(ValueError, match=r"confidence\.log_scale is 1000"):
+        state.load(other, saved, state.meta(learner))
+    assert float(other.confidence.log_scale) == before
+
+
+def test_the_exam_bins_how_sure_the_answers_were_at_the_end_and_none_claims_none() -> None:
+    """By hand: the confidence of the text that is answered, of the last exam, and an ECE in the table."""
+    store = fake_store()
+    half = torch.arange(0, len(store), 2)
+    probes = [half[store.label[half] == k] for k in range(3)]
+    stream = streams.Stream("fake", [], [[c] for c in CLASSES], CLASSES, [])
+    met = [CLASSES[: k + 1] for k in range(3)]
+    rows = torch.arange(1, len(store), 2)
+    ends = [len(rows) // 3, 2 * len(rows) // 3, len(rows)]
+    shown = [list(range(len(p))) for p in probes]
+    plan = percepts.Plan(rows, ends, probes, [[c] for c in CLASSES], met, stream, shown, rows.tolist())
+    method = Plugin(store, ArrCocConfig(width=8, expansion=0))
+    found = exam.one(method, plan, store, 4)
+    wanted = []
+    for probe in probes:
+        batch = store.batch(probe)
+        told = method.answer(batch, store.candidates)
+        assert told.probabilities is not None
+        assert told.scores.argmax(1).tolist() == told.probabilities.argmax(1).tolist()
+        learned = method.learner.answer(batch.percept)
+        fused = method.learner.fuse(batch.own_logits(store.candidates), store.candidates, learned)
+        s = float(method.learner.confidence.log_scale.exp()) / 10.0
+        sharper = (1 + learned.trust.double() * (s - 1)).unsqueeze(1)
+        sure = (fused.double() * sharper).softmax(1).max(1).values
+        wanted.append(exam.binned(sure.float(), store.right(told.scores.float(), probe)))
+    flat = [[x for b in bins for x in b] for bins in found["calibration"]]
+    assert flat == [pytest.approx([x for b in bins for x in b], rel=1e-5) for bins in wanted]
+    assert table.scores({**found, "stream": "fake"})["expected_calibration_error"] > 0
+    assert exam.one(NearestMean(tower_output), plan, store, 4)["calibration"] is None
+    with pytest.raises(ValueError, match="no numbers"):
+        exam.binned(torch.tensor([math.nan]), torch.tensor([1.0]))
 
 
 # -- how it is scored ----------------------------------------------------------------------------------------

@@ -212,3 +212,18 @@ def test_a_choice_made_elsewhere_is_the_one_that_is_remembered(chooser: Desk) ->
         with pytest.raises(error, match="choice"):
             attached.act(choice=wrong, **given)
     assert same(before, chooser)
+
+
+def test_predicted_probabilities_are_those_of_the_output_and_the_label_scores_best(
+    chooser: Desk,
+) -> None:
+    attached, names = chooser.attached, [line for line in CANDIDATES.splitlines() if line]
+    asked = attached.processor(text=names, images=[scene()], return_tensors="pt", padding=True)
+    cue = attached.processor(text=["red"], return_tensors="pt")["input_ids"]
+    for label in (0, 1, 1, 0, 1):  # contradictions: values are not to be believed
+        attached.learn(**asked, labels=torch.tensor([label]), context_ids=cue)
+    out = attached(**asked, context_ids=cue)
+    said = attached.predict([scene()], names, context="red")[0]
+    assert list(said.probabilities.values()) == pytest.approx(out.probabilities[0].tolist(), abs=1e-5)
+    assert said.label == names[int(out.logits_per_image[0].argmax())]
+    assert float(out.logits_per_image[0].softmax(0).max()) > max(said.probabilities.values()) + 1e-3

@@ -124,7 +124,8 @@ def test_what_is_no_sum_is_the_average_of_the_changes_by_samples() -> None:
     shared = base_of(start.learner)
     combine(ranks[0].learner, shared, [gain(rank.learner, shared) for rank in ranks])
     merged = learned(ranks[0])
-    for name in ("relevance_weight", "own_gain.weight", "errors.log_precision_0", "surprise_watch"):
+    averaged = "relevance_weight", "own_gain.weight", "errors.log_precision_0", "surprise_watch"
+    for name in (*averaged, "confidence.log_scale"):
         changes = [o[name].double() - base[name].double() for o in own]
         expected = base[name].double() + (4 * changes[0] + 12 * changes[1]) / 16
         assert float(changes[1].abs().max()) > 0

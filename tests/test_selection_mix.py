@@ -1,5 +1,7 @@
 """The mix that is learned from rewards: what it is scored on, and that it finds what pays."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -26,13 +28,13 @@ def test_what_pays_for_each_kind_is_learned_and_scored_by_kind() -> None:
 
 
 def test_the_bound_takes_each_kinds_best_and_weighs_kinds_by_their_questions() -> None:
-    right = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0.0]])
+    right = np.array([[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0.0]])
     probe = sm.Asked(np.array([0, 0, 1, 2]), torch.eye(4), right)
     fresh = sm.Mixture(4, start=GRID[1])
     scores = sm.scored(fresh, probe)
-    assert scores.bound.tolist() == [1, 1, 1, 1]
+    assert scores.bound.tolist() == [0.5, 1, 1, 0.75]
     assert scores.learned.tolist() == [0.5, 0, 0, 0.25]  # nothing learned: everywhere what it starts from
-    assert scores.fixed[0].tolist() == [1, 0, 0, 0.5]
+    assert scores.fixed[0].tolist() == [0.5, 0, 0, 0.25]
 
 
 def test_the_table_pairs_by_seed() -> None:
@@ -55,3 +57,36 @@ def test_one_seed_is_refused_before_anything_runs(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         sm.main(["--seeds", "3"])
     assert "at least two" in capsys.readouterr().err
+
+
+def test_the_start_counts_until_something_is_learned_and_questions_come_in_a_random_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both, met = questions((0, 2, 4)), []
+    monkeypatch.setattr(
+        sm.Mixture, "learn", lambda self, context, mix, reward: met.append(int(context.argmax()))
+    )
+    assert sm.taught(both, seed=3, start=GRID[1]).best(torch.eye(3)[0]) == GRID[1]
+    assert sorted(met) == both.kind.tolist() != met  # each once; a kind is not over before the next begins
+    assert len(set(met[:10])) > 1
+
+
+def test_each_mix_of_the_grid_is_asked_in_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told:
+        """Knows the kind by its context; right where the mix that chose is that kind's."""
+
+        def evidence(self, samples: list) -> list:
+            return [SimpleNamespace(context=torch.tensor([float(s.image)])) for s in samples]
+
+        def right(self, samples: list, seen: list, chosen: list) -> np.ndarray:
+            return np.array([float(mix == GRID[s.image]) for s, mix in zip(samples, chosen, strict=True)])
+
+    def scenes(kind: str, images: int, seed: int, split: str) -> list:
+        return [SimpleNamespace(image=list(sm.KINDS).index(kind))] * (images + (split == "test"))
+
+    monkeypatch.setattr(sm, "scenes_of", scenes)
+    monkeypatch.setattr(sm, "own", lambda seen, k, mix: mix)
+    found = sm.asked(Told(), 2, 0, "test", 8)  # type: ignore[arg-type]
+    assert found.kind.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert found.context.flatten().tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert found.right.tolist() == [[float(g == kind) for g in range(len(GRID))] for kind in found.kind]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from arr_coc.training import stream_moving, streams
+from arr_coc.training.items import emoji
 from arr_coc.training.scenes import CUE_COLOURS, SIDE
 from arr_coc.training.stream_moving import (
     BOX,
@@ -111,6 +112,10 @@ def test_a_sign_comes_a_lead_before_and_an_afterthought_a_lead_after() -> None:
     assert len(starts) > 5  # when it comes cannot be told by the clock
     whole = [symbol(5, colour, after).tobytes() for colour in range(6) for after in (False, True)]
     assert len(set(whole)) == 12
+    art = emoji("noto")
+    known = {image.tobytes() for image in art.images[~art.held_out]}
+    drawn = {symbol(s, c, a).tobytes() for s in range(9) for c in range(6) for a in (False, True)}
+    assert drawn <= known
     assert whole != [symbol(6, colour, after).tobytes() for colour in range(6) for after in (False, True)]
 
 
