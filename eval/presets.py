@@ -27,7 +27,7 @@ class Preset:
     batch: int = 10
     n_train: int = 3000
     n_test: int = 900
-    held: int = 40
+    held: int = 200
 
 
 PRESETS: dict[str, Preset] = {

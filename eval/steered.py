@@ -93,7 +93,7 @@ def table(found: dict[tuple[str, str, float], list[tuple[float, float]]]) -> str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--scenes", type=int, default=20, help="of each seed, four cells each")
     parser.add_argument("--strengths", type=float, nargs="+", default=[1.0])
     parser.add_argument("--layers", nargs="+", choices=list(LAYERS), default=list(LAYERS))
