@@ -82,6 +82,7 @@ def demo(
             learned = method
         inside = raw["step_seconds"] + (0 if spec.inside else forward)
         raw |= {
+            "stream": name,
             "label": name,
             "method": method_name,
             "role": spec.role,

@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from PIL import Image
 from typer.testing import CliRunner
 
-from arr_coc.eval import report
+from arr_coc.eval import demo, report
 from arr_coc.eval.cli import app
 from arr_coc.eval.overlay import TOP, centre_prior, colour_bar, data_uri, heat, overlay
 from browser import opened
@@ -130,6 +130,16 @@ def test_inspect_says_what_is_read() -> None:
     result = CliRunner().invoke(app, ["inspect", "dual"])
     assert result.exit_code == 0
     assert "vision_model.encoder.layers" in result.output
+
+
+def test_without_peft_the_demo_runs_and_says_so(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    result = CliRunner().invoke(app, ["demo", "--scenes", "60", "--out", str(tmp_path / "demo.html")])
+    assert result.exit_code == 0, result.output
+    assert "LoRA is left out" in result.output
+    page = (tmp_path / "demo.html").read_text()
+    assert "after learning" in page
+    assert "LoRA + AdamW" not in page
 
 
 @pytest.mark.slow
