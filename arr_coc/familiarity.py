@@ -1,12 +1,16 @@
 """Which inputs were learned from: their second moment and its inverse, and how unusual a new input is under
 it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from arr_coc.placing import placed
+
+if TYPE_CHECKING:
+    from arr_coc.learner import Learner
+    from arr_coc.percept import Percept
 
 CHECKED = 512  # a sample counts twice: watched, and learned
 # of P, above which it is solved anew: rounding in A itself, which recursion does not have, is less than that,
@@ -250,3 +254,17 @@ def scene_statistics(features: Tensor, mask: Tensor | None = None) -> Tensor:
         mean, square = (share @ features).squeeze(1), (share @ (features * features)).squeeze(1)
     spread = (square - mean * mean).clamp_min(0).sqrt()
     return torch.cat([mean, spread, torch.ones_like(mean[:, :1])], 1)
+
+
+def unusual(learner: "Learner", percept: "Percept", scene: Tensor) -> Tensor:
+    """How novel each entry's scene is, (B,); where entries share tokens, each picture's once."""
+    sample = percept.sample
+    if sample is None or percept.mask is not None:
+        return learner.scenes.novelty(scene)
+    made = {} if percept.made is None else percept.made
+    key = (learner, "novelty", int(learner.step))  # what is learned meanwhile makes it another one
+    if key not in made:
+        entry = torch.arange(len(sample), device=sample.device)
+        first = sample.new_zeros(len(percept.tokens[0])).scatter_(0, sample, entry)  # any of a picture's
+        made[key] = learner.scenes.novelty(scene[first])
+    return made[key][sample]

@@ -10,7 +10,7 @@ from arr_coc.confidence import Confidence
 from arr_coc.config import ArrCocConfig
 from arr_coc.consolidation import Consolidation
 from arr_coc.error_module import ErrorModules
-from arr_coc.familiarity import Familiarity, scene_statistics, trust
+from arr_coc.familiarity import Familiarity, scene_statistics, trust, unusual
 from arr_coc.growth import Growth, untaught
 from arr_coc.ladder import Climb
 from arr_coc.neuromodulator import surprise_gate
@@ -115,7 +115,7 @@ class Learner(nn.Module):
         context = self._context(percept.context)
         gamma, settled, course, reading, climb = self._look(percept, features, context)
         errors = self.errors.errors(climb.states, context)
-        novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), self._unusual(percept, scene))
+        novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), unusual(self, percept, scene))
         return Answer(
             relevance=self._supported(settled.relevance, percept),
             reading=reading,
@@ -160,19 +160,6 @@ class Learner(nn.Module):
         if mask is None:
             made[self, "scene"] = scene
         return (features, scene) if sample is None else (features[sample], scene[sample])
-
-    def _unusual(self, percept: Percept, scene: Tensor) -> Tensor:
-        """How novel each entry's scene is, (B,); where entries share tokens, each picture's once."""
-        sample = percept.sample
-        if sample is None or percept.mask is not None:
-            return self.scenes.novelty(scene)
-        made = {} if percept.made is None else percept.made
-        key = (self, "novelty", int(self.step))  # what is learned meanwhile makes it another one
-        if key not in made:
-            entry = torch.arange(len(sample), device=sample.device)
-            first = sample.new_zeros(len(percept.tokens[0])).scatter_(0, sample, entry)  # any of a picture's
-            made[key] = self.scenes.novelty(scene[first])
-        return made[key][sample]
 
     def _settle(
         self, percept: Percept, features: Tensor, context: Tensor

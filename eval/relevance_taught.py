@@ -6,7 +6,7 @@ On cued-clutter-novel six nonsense words come one after another, batch 1. After 
 asked where the word's item is on held-out scenes; a word is learned when pointing is .9 there for the first
 time. At the end what was learned of relevance is taken out again, the readout left as it is: every score must
 then be what it was before anything was taught. Seed 0 is left out: the step of `point_out` was chosen on it.
-Five seeds take about ten minutes of a core.
+Five seeds take about a quarter of an hour of a core.
 """
 
 import argparse

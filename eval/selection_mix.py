@@ -116,6 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = numbers(args.seeds)
     if len(seeds) < 2:
         parser.error(f"--seeds {args.seeds}: an interval over seeds needs at least two")
+    if args.images < 1 or not 1 <= args.k <= 144:
+        given = f"--images {args.images} --k {args.k}"
+        parser.error(f"{given}: one picture or more, and 1 to 144 tokens are needed")
     examiner, found = Examiner(), list[Scores]()
     for seed in seeds:
         stream, probe = (asked(examiner, args.images, seed, split, args.k) for split in ("train", "test"))

@@ -53,10 +53,21 @@ def test_the_table_pairs_by_seed() -> None:
     ]
 
 
-def test_one_seed_is_refused_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["--seeds", "3"], "at least two"),
+        (["--images", "0"], "one picture or more"),
+        (["--k", "0"], "1 to 144 tokens"),
+        (["--k", "145"], "1 to 144 tokens"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(
+    asked: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        sm.main(["--seeds", "3"])
-    assert "at least two" in capsys.readouterr().err
+        sm.main(asked)
+    assert words in capsys.readouterr().err
 
 
 def test_the_start_counts_until_something_is_learned_and_questions_come_in_a_random_order(
