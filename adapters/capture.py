@@ -164,9 +164,9 @@ class Capture:
         self._hooks.append(handle)
 
     def rows(self) -> Tensor | None:
-        """The rows heard, mean over the taps, (B, R, K); None where nothing was heard."""
+        """The rows heard of every tap, (L, B, R, K); None where nothing was heard."""
         heard = [tap.result for tap in self.taps if tap.result is not None]
-        return torch.stack(heard).mean(0) if heard else None
+        return torch.stack(heard) if heard else None
 
     def clear(self) -> None:
         """Stop listening and let go of every activation."""

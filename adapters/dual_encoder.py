@@ -258,7 +258,7 @@ class DualEncoderBody:
         heard = capture.rows()
         if heard is None or heard.shape[-1] < n or (length == n and not self.head.tapped):
             return torch.full((batch, n), 1 / n, device=capture.tokens[self.sites[0]].device)
-        return heard[:, 0, -n:]
+        return heard.mean(0)[:, 0, -n:]
 
     @staticmethod
     def _seen(output: Any) -> Tensor:

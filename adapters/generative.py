@@ -15,6 +15,7 @@ from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.checks import finite_inputs, token_ids
 from arr_coc.adapters.families import family_of
 from arr_coc.adapters.in_turn import Answering
+from arr_coc.adapters.rows import EARLY, agreed
 from arr_coc.adapters.shortening import Rows
 from arr_coc.adapters.structure import (
     Inspection,
@@ -97,7 +98,8 @@ class GenerativeBody:
         self._signature = inspect.signature(self.speaker.forward)
 
     def _taps(self) -> list[tuple[str, nn.Module]]:
-        """For every site the nearest block's attention that sees the whole sequence and can be tapped."""
+        """Attention of an early block and of the first site's, where what is asked is read off the picture:
+        of each the nearest block's that sees the whole sequence and can be tapped."""
         found = []
         for number, block in enumerate(self.tower.blocks):
             for path, module in attention_in(block):
@@ -106,9 +108,9 @@ class GenerativeBody:
                     found.append((number, bool(slides), f"{self.tower.block_path}.{number}.{path}", module))
                     break
         chosen: dict[str, nn.Module] = {}
-        for site in self.sites:
+        for wanted in (EARLY, self.sites[0]):
             if found:
-                _, _, path, module = min(found, key=lambda f: (f[1], abs(f[0] - site)))
+                _, _, path, module = min(found, key=lambda f: (f[1], abs(f[0] - wanted)))
                 chosen[path] = module
         return list(chosen.items())
 
@@ -315,7 +317,7 @@ class GenerativeBody:
         whole = bool(mask.all())
         return Percept(
             tokens=seen.tokens,
-            attention=self._attention(capture.rows(), seen, sample, row),
+            attention=self._attention(agreed(capture.rows()), seen, sample, row),
             context=seen.words[sample],
             own=None if seen.match is None else seen.match[sample],
             mask=None if whole else mask.clone(),

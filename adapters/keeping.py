@@ -12,6 +12,7 @@ from arr_coc.adapters.capture import RowTap, tap_of
 from arr_coc.adapters.generative import GenerativeBody
 from arr_coc.adapters.grid import grids_of
 from arr_coc.adapters.perceived import Kept
+from arr_coc.adapters.rows import EARLY
 from arr_coc.adapters.shortening import CACHES
 from arr_coc.adapters.structure import attention_in, is_cross
 from arr_coc.adapters.visual_tokens import InSequence, places
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from arr_coc.adapters.attached import ArrCocModel
 
 Keep = int | float | Sequence[int | float] | Tensor
-HEARD = 1  # the block whose attention says where the question looks, as in FastV (Chen et al., 2024)
 
 
 class _Heard(Exception):
@@ -131,9 +131,9 @@ class Keeping:
         return learner.mixture.best(context)
 
     def _heard(self, shown: dict[str, Any], there: Tensor) -> Tensor | None:
-        """Attention of each sample's last position over the sequence in block `HEARD`, mean over its heads,
+        """Attention of each sample's last position over the sequence in block `EARLY`, mean over its heads,
         (B, T); None where it cannot be heard."""
-        block = self.body.tower.blocks[min(HEARD, len(self.body.tower.blocks) - 1)]
+        block = self.body.tower.blocks[min(EARLY, len(self.body.tower.blocks) - 1)]
         module = next((m for path, m in attention_in(block) if not is_cross(path, m)), None)
         if module is None:
             return None

@@ -6,6 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arr_coc.relevance.score import SMALLEST
+
+EARLY = 1  # the block whose attention says where a question looks, as in FastV (Chen et al., 2024)
+
 
 def row_logits(
     query: Tensor,
@@ -118,3 +122,14 @@ class Bias:
         rows = torch.arange(int(last.min()) + 1, queries)
         steered = rows.to(added.device) > last.to(added.device).unsqueeze(1)
         return rows, row[:, None, None] * steered[:, None, :, None], steered
+
+
+def agreed(rows: Tensor | None) -> Tensor | None:
+    """One row of attention for the rows of several blocks, (L, B, R, K) -> (B, R, K): their geometric mean.
+
+    Attention is a precision, and relevance adds logs of precisions: what several blocks look at counts for
+    more than what one of them looks at and another does not.
+    """
+    if rows is None or len(rows) == 1:
+        return rows if rows is None else rows[0]
+    return rows.clamp_min(SMALLEST).log().mean(0).exp()

@@ -12,6 +12,7 @@ from arr_coc.adapters.answers import IGNORE
 from arr_coc.adapters.capture import TEXT, Capture, RowTap
 from arr_coc.adapters.families import family_of
 from arr_coc.adapters.generative import GenerativeBody, goes_on
+from arr_coc.adapters.rows import agreed
 from arr_coc.adapters.structure import Tower, attention_in, find_tower, is_cross
 from arr_coc.adapters.visual_tokens import InSequence, gather
 from arr_coc.learner import Learner
@@ -149,7 +150,7 @@ def generative_texts(body: GenerativeBody, capture: Capture, labels: Tensor | No
         rows = taught.any(0).nonzero().flatten()
         first = taught.int().argmax(1)
         row, place = torch.searchsorted(rows, first), first - labels.shape[1]
-    heard, attention = capture.rows(), torch.ones_like(hidden[..., 0], dtype=torch.float32)
+    heard, attention = agreed(capture.rows()), torch.ones_like(hidden[..., 0], dtype=torch.float32)
     if heard is not None and heard.shape[-1] >= length:
         attention = heard[torch.arange(batch, device=heard.device), row.to(heard.device), :length]
     states, at, mask = gather(hidden, words)

@@ -47,7 +47,8 @@ def capped() -> Any:
 
 
 def heard(attached: Any, inputs: dict[str, Any], labels: torch.Tensor) -> tuple[Any, torch.Tensor]:
-    """The percept, and the eager kernels' own weights of the tapped modules, mean over heads and modules."""
+    """The percept, and the eager kernels' own weights of the tapped modules: mean over heads, geometric mean
+    over modules."""
     weights: list[torch.Tensor] = []
     hooks = [
         module.register_forward_hook(lambda m, args, out: weights.append(out[-1]))
@@ -56,7 +57,8 @@ def heard(attached: Any, inputs: dict[str, Any], labels: torch.Tensor) -> tuple[
     seen = attached.perceive(labels=labels, **inputs).percept
     for hook in hooks:
         hook.remove()
-    return seen, torch.stack([w.float().mean(1) for w in weights]).mean(0)
+    product = torch.stack([w.double().mean(1) for w in weights]).prod(0)
+    return seen, product.pow(1 / len(weights)).float()
 
 
 @pytest.mark.parametrize("kind", ["tiny", "capped", "qwen2_5_vl", "gemma3", "internvl"])

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from arr_coc.percept import Percept
 from arr_coc.relevance.predict import RelevancePredictor
+from arr_coc.relevance.score import SMALLEST
 from arr_coc.relevance.settle import Settled
 from arr_coc.relevance.temporal import TemporalAssociation, match
 
 if TYPE_CHECKING:
     from arr_coc.config import ArrCocConfig
-
-_SMALLEST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class InTime(nn.Module):
             forecast = self.predictor.forecast(moment, percept.grid, evidence.shape[1], mask)
             forecasts.append(forecast)
             surprises.append(self.predictor.surprise(evidence[i], forecast))
-            further[i] += self.predict_gain * forecast.clamp_min(_SMALLEST).log().to(further)
+            further[i] += self.predict_gain * forecast.clamp_min(SMALLEST).log().to(further)
             gammas.append(score(further[row], row))
             parts.append(settled(gammas[-1], row))
             if i + 1 < percept.batch:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-_SMALLEST = 1e-12  # attention weights below this count as this: log 0 has no place in a score
+SMALLEST = 1e-12  # attention weights below this count as this: log 0 has no place in a score
 
 
 def log_precision(
@@ -43,7 +43,7 @@ def log_precision(
     Raises:
         ValueError: if a sample has no token.
     """
-    gamma = attention_gain * attention.clamp_min(_SMALLEST).log()
+    gamma = attention_gain * attention.clamp_min(SMALLEST).log()
     if own is not None:
         gamma = gamma + (own_gain.to(own).unsqueeze(1) if isinstance(own_gain, Tensor) else own_gain) * own
     query = context @ weight / math.sqrt(features.shape[-1])  # (B, F)
