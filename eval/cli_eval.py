@@ -52,8 +52,10 @@ def evaluate(
     """Every method on the same stream, seeds and orders: the table, and the raw records it comes from."""
     from arr_coc.eval import methods as registry
     from arr_coc.eval import outputs, presets, table
+    from arr_coc.eval.across import across
     from arr_coc.eval.grid import Grid
     from arr_coc.eval.run import run_all
+    from arr_coc.eval.shown import say
     from arr_coc.eval.standing import standings
 
     with errors():
@@ -87,6 +89,7 @@ def evaluate(
         typer.echo(table.markdown(table.summary(runs), about))
     else:
         results(runs)
+    say(across(table.summary(runs)), markdown)
     for standing in standings(runs):
         typer.echo(str(standing))
     for path in targets.values():

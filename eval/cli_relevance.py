@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from arr_coc.eval.console import bar, errors, numbers, table
+from arr_coc.eval.console import bar, errors, numbers
 
 
 def relevance(
@@ -39,7 +39,7 @@ def relevance(
     """
     from arr_coc.eval import relevance_run, seen_page
     from arr_coc.eval.report import check_target, write
-    from arr_coc.eval.rules_report import markdown as as_markdown
+    from arr_coc.eval.shown import say
 
     with errors():
         if image is not None:
@@ -50,11 +50,7 @@ def relevance(
         with bar() as follow:
             asked = relevance_run.Asked(numbers(seeds), images, quick, model, follow)
             found = relevance_run.run(protocol, asked)
-        if markdown:
-            typer.echo(as_markdown(found.tables))
-        else:
-            for t in found.tables:
-                table([dict(zip(t.columns, row, strict=True)) for row in t.rows], t.columns, t.title)
+        say(found.tables, markdown)
         for line in found.lines:
             typer.echo(f"- {line}" if markdown else line)
         if target is not None:

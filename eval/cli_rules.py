@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from arr_coc.eval.console import bar, errors, numbers, table
+from arr_coc.eval.console import bar, errors, numbers
 
 
 def _peers(rounds: int, markdown: bool, target: Path | None) -> None:
     """The seconds of a step beside other packages, printed, and as JSON."""
     from dataclasses import asdict
 
-    from arr_coc.eval import rules_peers, rules_report
+    from arr_coc.eval import rules_peers
     from arr_coc.eval.report import write
+    from arr_coc.eval.shown import say
 
     there, absent = rules_peers.importable()
     for line in absent:
@@ -22,12 +23,7 @@ def _peers(rounds: int, markdown: bool, target: Path | None) -> None:
     with bar() as follow:
         rows = rules_peers.compare(there, rounds=rounds, progress=follow)
     shown = rules_peers.table(rows, rounds)
-    if markdown:
-        typer.echo(rules_report.markdown([shown]))
-    else:
-        cells = [dict(zip(shown.columns, row, strict=True)) for row in shown.rows]
-        table(cells, shown.columns, shown.title)
-    typer.echo(shown.note)
+    say([shown], markdown)
     if target is not None:
         write(target, json.dumps([asdict(r) for r in rows], indent=2))
 
@@ -56,6 +52,7 @@ def rules(
     """Every learning rule on one ladder: what it reaches, what it costs, and what it must know."""
     from arr_coc.eval import rules_entries, rules_report, rules_table
     from arr_coc.eval.report import check_target, write
+    from arr_coc.eval.shown import say
 
     with errors():
         if explain is not None:
@@ -82,12 +79,7 @@ def rules(
                 costs = rules_table.costs(entries, 5 if quick else 30)
                 ledgers = rules_table.ledgers(entries)
             shown = rules_report.tables(runs, entries, costs, ledgers, regime.said)
-        if markdown:
-            typer.echo(rules_report.markdown(shown))
-        else:
-            for t in shown:
-                table([dict(zip(t.columns, row, strict=True)) for row in t.rows], t.columns, t.title)
-                typer.echo(t.note)
+        say(shown, markdown)
         if targets[0] is not None:
             write(targets[0], json.dumps(rules_report.as_json(runs, shown), indent=2))
         if targets[1] is not None:

@@ -5,7 +5,7 @@ import numpy as np
 from arr_coc.eval.intervals import Range, paired_bootstrap
 from arr_coc.eval.mosaic_questions import KINDS
 from arr_coc.eval.relevance_questions import ASKED, METHODS, OWN, SCORES, Result, by_image, of_kind
-from arr_coc.eval.rules_report import Shown
+from arr_coc.eval.shown import Shown
 
 
 def _about(name: str, taught: int) -> str:

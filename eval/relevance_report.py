@@ -10,7 +10,7 @@ from arr_coc.eval.relevance_exam import METHODS, NEW, OWN, SCORES, Result, chanc
 from arr_coc.eval.relevance_further import KEPT, Row
 from arr_coc.eval.relevance_protocols import KINDS
 from arr_coc.eval.relevance_shortcut import HELD, Twins
-from arr_coc.eval.rules_report import Shown
+from arr_coc.eval.shown import Shown
 
 AIMED = ("pointing", "contrast")  # what arr-coc has to be above every rival in
 RIVALS = ("blind", "forward", "gradient")  # the ceiling is no rival

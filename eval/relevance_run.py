@@ -18,7 +18,7 @@ from arr_coc.eval import (
 )
 from arr_coc.eval.percepts import Progress
 from arr_coc.eval.relevance_protocols import KINDS
-from arr_coc.eval.rules_report import Shown
+from arr_coc.eval.shown import Shown
 
 TAUGHT = 800  # questions about other mosaics, for the rows of P2 that learn
 

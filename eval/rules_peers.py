@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 
 from arr_coc.eval.percepts import Progress
-from arr_coc.eval.rules_report import Shown
 from arr_coc.eval.rules_tasks import Task
 from arr_coc.eval.rules_train import Entry, Network
+from arr_coc.eval.shown import Shown
 from arr_coc.ladder import Ladder
 from arr_coc.optimizer import Optimizer
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from markupsafe import Markup
@@ -11,6 +11,7 @@ from arr_coc.eval.report import drawn, rendered
 from arr_coc.eval.rules_entries import BASELINE, FROZEN
 from arr_coc.eval.rules_table import Cell, Cost, Run, angle, summary
 from arr_coc.eval.rules_train import Entry
+from arr_coc.eval.shown import Shown
 from arr_coc.eval.table import cell
 
 NEEDS = {
@@ -24,16 +25,6 @@ NEEDS = {
     "stored_activations": "stored activity",
     "signed_errors": "signed errors",
 }
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A table ready to be printed: cells are text, the first of a row is its name."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
 
 
 def _number(value: float, digits: int = 1, unit: str = "") -> str:
@@ -97,16 +88,6 @@ def _cells(c: Cell) -> list[str]:
         angles,
         f"{c.rate:g}",
     ]
-
-
-def markdown(shown: Sequence[Shown]) -> str:
-    """The tables as Markdown."""
-    out = []
-    for t in shown:
-        out += [f"**{t.title}**", "", "| " + " | ".join(t.columns) + " |", "|---" * len(t.columns) + "|"]
-        out += ["| " + " | ".join(row) + " |" for row in t.rows]
-        out += [""]
-    return "\n".join(out)
 
 
 def as_json(runs: Sequence[Run], shown: Sequence[Shown]) -> dict[str, Any]:

@@ -17,13 +17,12 @@ from pathlib import Path
 import torch
 
 from arr_coc.eval import selection_speed
-from arr_coc.eval.console import numbers, table
+from arr_coc.eval.console import numbers
 from arr_coc.eval.intervals import Range, paired_bootstrap
 from arr_coc.eval.report import check_target, write
-from arr_coc.eval.rules_report import Shown
-from arr_coc.eval.rules_report import markdown as as_markdown
 from arr_coc.eval.selection_baselines import WAYS, Evidence, Way, own
 from arr_coc.eval.selection_exam import BUDGETS, Examiner, Scores, exam, joined, scenes_of
+from arr_coc.eval.shown import Shown, say
 
 AIMED = 16  # n / 9
 LEAST = 0.01  # accuracy that may be lost there
@@ -167,11 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tables.append(
                 selection_speed.shown(selection_speed.measure((n // 3, n // 9, n // 18), args.repeats))
             )
-    if args.markdown:
-        print(as_markdown(tables))
-    else:
-        for t in tables:
-            table([dict(zip(t.columns, row, strict=True)) for row in t.rows], t.columns, t.title)
+    say(tables, args.markdown)
     for line in lines:
         print(f"- {line}" if args.markdown else line)
     if target is not None:

@@ -17,13 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from arr_coc.eval.console import numbers, table
+from arr_coc.eval.console import numbers
 from arr_coc.eval.intervals import Interval, paired, student_t
-from arr_coc.eval.rules_report import Shown
-from arr_coc.eval.rules_report import markdown as as_markdown
 from arr_coc.eval.selection import KINDS
 from arr_coc.eval.selection_baselines import MIX, own
 from arr_coc.eval.selection_exam import Examiner, scenes_of
+from arr_coc.eval.shown import Shown, say
 from arr_coc.relevance.mixture import GRID, Mixture
 
 Array = NDArray[np.float64]
@@ -128,10 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     title += f"be scored on, {len(found)} seeds"
     told = shown(found, title)
-    if args.markdown:
-        print(as_markdown([told]))
-    else:
-        table([dict(zip(told.columns, r, strict=True)) for r in told.rows], told.columns, told.title)
+    say([told], args.markdown)
     for mix in GRID:
         share = np.mean([np.mean(s.chosen == mix) for s in found])
         print(f"- {mix} was the best of what had been learned for {100 * share:.0f} % of the test questions")

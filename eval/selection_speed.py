@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from arr_coc.adapters import attach
-from arr_coc.eval.rules_report import Shown
+from arr_coc.eval.shown import Shown
 
 IMAGE, SIDE, PATCH = 31999, 336, 14
 TOKENS = (SIDE // PATCH) ** 2  # 576

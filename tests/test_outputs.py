@@ -14,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score
 from typer.testing import CliRunner
 
 from arr_coc.eval import exam, metrics, outputs, presets, table
+from arr_coc.eval.across import across
 from arr_coc.eval.cli import app
 from arr_coc.eval.grid import Grid
 from arr_coc.eval.standing import standings
@@ -95,6 +96,22 @@ def test_raw_records_as_parquet() -> None:
     assert (last.correct / last.n).tolist() == pytest.approx([0.8, 0.4, 0.8, 0.7])
     coats = found[(found.score == "class: coat") & (found.method == "plugin")]
     assert coats[["n", "correct"]].values.tolist() == [[20, 12], [20, 14]]
+
+
+def test_all_streams_beside_one_another() -> None:
+    other = [r for r in runs("same-different") if r["method"] != "ncm"]
+    ends, own = across(table.summary(runs() + other))
+    assert ends.columns == ["method", "split-fashion@10", "same-different@10"]
+    mine = f"{100 * MEAN:.1f} ± {100 * HALF:.1f}"
+    assert ends.rows[0] == ["arr-coc", mine, mine]
+    assert ends.rows[1][0] == "ncm"
+    assert ends.rows[1][2] == ""  # no place on the second
+    assert ends.rows[-1] == ["chance", "50", "50"]
+    gap = f"12.5 ± {100 * AHEAD_HALF:.1f}"  # joint: .85 and .9
+    assert [dict(zip(own.columns, row, strict=True))["joint gap"] for row in own.rows] == [gap, gap]
+    assert "vs arr-coc" not in own.columns
+    assert across(table.summary(runs())) == []  # one stream
+    assert len(across(table.summary([r for r in runs() + other if r["method"] != "plugin"]))) == 1
 
 
 def test_how_the_plugin_stands() -> None:

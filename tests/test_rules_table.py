@@ -12,6 +12,7 @@ from arr_coc.eval.cli import app
 from arr_coc.eval.rules_entries import BASELINE, FROZEN, Regime
 from arr_coc.eval.rules_table import Run
 from arr_coc.eval.rules_train import Course, Entry, Network, train
+from arr_coc.eval.shown import markdown
 from arr_coc.ladder import Ladder
 from arr_coc.rules import RULES
 from arr_coc.training import streams
@@ -46,7 +47,7 @@ def test_the_share_of_the_gap_is_paired_by_seed_and_passes_are_counted_to_backpr
     assert cells["x"].slower == pytest.approx(2.5 / 1.5)
     assert cells["x"].angles == pytest.approx((60.0, 60.0, 60.0))
     assert cells[FROZEN].epochs == float("inf")
-    text = rules_report.markdown(rules_report.tables(runs, []))
+    text = markdown(rules_report.tables(runs, []))
     assert "| x | 78.0 ± " in text
     assert "never" in text
 
