@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from arr_coc.relevance.mixture import START
 from arr_coc.relevance.select import select
 from arr_coc.training.scenes import TOKENS
 
-MIX = 0.35  # of diversity: the best on other seeds' scenes (`--choose --images 100`)
 CONTEXTUAL = 10 / 64  # share of VisionZip's tokens that are merged ones
 
 
@@ -149,7 +149,7 @@ class Way:
 
 
 WAYS: dict[str, Way] = {
-    "arr-coc": Way("arr-coc: relevance and diversity", "own", lambda s, k: own(s, k, MIX)),
+    "arr-coc": Way("arr-coc: relevance and diversity", "own", lambda s, k: own(s, k, START)),
     "relevance": Way("relevance alone", "own", lambda s, k: own(s, k, 0.0)),
     "unworded": Way(
         "relevance without the words",

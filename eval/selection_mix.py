@@ -20,10 +20,10 @@ from torch import Tensor
 from arr_coc.eval.console import numbers
 from arr_coc.eval.intervals import Interval, paired, student_t
 from arr_coc.eval.selection import KINDS
-from arr_coc.eval.selection_baselines import MIX, own
+from arr_coc.eval.selection_baselines import own
 from arr_coc.eval.selection_exam import Examiner, scenes_of
 from arr_coc.eval.shown import Shown, say
-from arr_coc.relevance.mixture import GRID, Mixture
+from arr_coc.relevance.mixture import GRID, START, Mixture
 
 Array = NDArray[np.float64]
 
@@ -63,7 +63,7 @@ def asked(examiner: Examiner, images: int, seed: int, split: str, k: int) -> Ask
     return Asked(np.array(kinds), torch.stack(contexts), np.concatenate(right))
 
 
-def taught(stream: Asked, seed: int, start: float = MIX) -> Mixture:
+def taught(stream: Asked, seed: int, start: float = START) -> Mixture:
     """What a mixture has learned when it has tried one mix on each question, in random order."""
     mixture = Mixture(stream.context.shape[1], start)
     draw = torch.Generator().manual_seed(seed)
