@@ -130,7 +130,7 @@ def table(title: str, found: Mapping[str, Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--images", type=int, default=20, help="of each seed")
+    parser.add_argument("--images", type=int, default=40, help="of each seed")
     given = parser.parse_args()
     if given.images < 1:
         parser.error(f"--images {given.images}: at least 1 is needed")

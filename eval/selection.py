@@ -1,6 +1,6 @@
 """What is lost when most visual tokens are dropped, and how much time is won.
 
-    python -m arr_coc.eval.selection [--markdown] [--seeds 0-4] [--images 40] [--json FILE]
+    python -m arr_coc.eval.selection [--markdown] [--seeds 0-4] [--images 80] [--json FILE]
     python -m arr_coc.eval.selection --choose        # how much diversity, on other seeds' scenes
 
 Two questions about each 2x2 and 3x3 mosaic (P2) and about each easy picture of one item, all of them counted,
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--seeds", default="0-4", help="such as 0-4")
     parser.add_argument("--ways", default=",".join(WAYS), help="arr-coc and others, by name")
-    parser.add_argument("--images", type=int, default=40, help="pictures a kind and seed")
+    parser.add_argument("--images", type=int, default=80, help="pictures a kind and seed")
     parser.add_argument("--repeats", type=int, default=7, help="rounds of timing; 0 for none")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--choose", action="store_true", help="try amounts of diversity, on other scenes")
