@@ -317,7 +317,7 @@ class GenerativeBody:
         whole = bool(mask.all())
         return Percept(
             tokens=seen.tokens,
-            attention=self._attention(agreed(capture.rows()), seen, sample, row),
+            attention=self._attention(capture.rows(), seen, sample, row),
             context=seen.words[sample],
             own=None if seen.match is None else seen.match[sample],
             mask=None if whole else mask.clone(),
@@ -332,14 +332,12 @@ class GenerativeBody:
     def _attention(self, heard: Tensor | None, seen: Seen, sample: Tensor, row: Tensor) -> Tensor:
         """The answer's attention over the visual tokens, (P, N); even where none was heard."""
         place = seen.place[sample]
-        if heard is None:
-            return torch.full(place.shape, 1 / place.shape[1], device=place.device)
         own = 0
-        if isinstance(self.source, Attended):  # merged attention runs over the decoder's own keys first
-            own = max(heard.shape[-1] - seen.length, 0)
-        if int(place.max()) + own >= heard.shape[-1]:  # a sliding cache has let the images go
+        if heard is not None and isinstance(self.source, Attended):
+            own = max(heard.shape[-1] - seen.length, 0)  # merged attention sees the decoder's own keys first
+        if heard is None or int(place.max()) + own >= heard.shape[-1]:  # a sliding cache let the images go
             return torch.full(place.shape, 1 / place.shape[1], device=place.device)
-        return heard[sample, row].gather(1, place + own)
+        return agreed(heard[:, sample, row].gather(2, (place + own).expand(len(heard), -1, -1)))
 
     def augment(self, capture: Capture, learner: Answering, output: Any, rows: Tensor) -> Any:
         """The speaker's output with what was learned in its logits, at the positions `rows` (from the end).

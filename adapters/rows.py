@@ -124,12 +124,10 @@ class Bias:
         return rows, row[:, None, None] * steered[:, None, :, None], steered
 
 
-def agreed(rows: Tensor | None) -> Tensor | None:
-    """One row of attention for the rows of several blocks, (L, B, R, K) -> (B, R, K): their geometric mean.
+def agreed(rows: Tensor) -> Tensor:
+    """One row of attention for the rows of several blocks, (L, ...) -> (...): their geometric mean.
 
     Attention is a precision, and relevance adds logs of precisions: what several blocks look at counts for
     more than what one of them looks at and another does not.
     """
-    if rows is None or len(rows) == 1:
-        return rows if rows is None else rows[0]
-    return rows.clamp_min(SMALLEST).log().mean(0).exp()
+    return rows[0] if len(rows) == 1 else rows.clamp_min(SMALLEST).log().mean(0).exp()

@@ -150,9 +150,9 @@ def generative_texts(body: GenerativeBody, capture: Capture, labels: Tensor | No
         rows = taught.any(0).nonzero().flatten()
         first = taught.int().argmax(1)
         row, place = torch.searchsorted(rows, first), first - labels.shape[1]
-    heard, attention = agreed(capture.rows()), torch.ones_like(hidden[..., 0], dtype=torch.float32)
+    heard, attention = capture.rows(), torch.ones_like(hidden[..., 0], dtype=torch.float32)
     if heard is not None and heard.shape[-1] >= length:
-        attention = heard[torch.arange(batch, device=heard.device), row.to(heard.device), :length]
+        attention = agreed(heard[:, torch.arange(batch, device=heard.device), row.to(heard.device), :length])
     states, at, mask = gather(hidden, words)
     every = (place + length).to(hidden.device)
     whole = torch.cat([ids.new_full((batch, front), -1), ids], 1)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from arr_coc.placing import placed
 
 if TYPE_CHECKING:
-    from arr_coc.learner import Learner
     from arr_coc.percept import Percept
 
 CHECKED = 512  # a sample counts twice: watched, and learned
@@ -256,15 +255,20 @@ def scene_statistics(features: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.cat([mean, spread, torch.ones_like(mean[:, :1])], 1)
 
 
-def unusual(learner: "Learner", percept: "Percept", scene: Tensor) -> Tensor:
-    """How novel each entry's scene is, (B,); where entries share tokens, each picture's once."""
+def unusual(scenes: Familiarity, percept: "Percept", scene: Tensor, step: int) -> Tensor:
+    """How novel each entry's scene is, (B,); where entries share tokens, each picture's once.
+
+    Args:
+        scenes: of those learned from. scene: `scene_statistics`, (B, W).
+        step: of the learner; what is learned meanwhile makes it another novelty.
+    """
     sample = percept.sample
     if sample is None or percept.mask is not None:
-        return learner.scenes.novelty(scene)
+        return scenes.novelty(scene)
     made = {} if percept.made is None else percept.made
-    key = (learner, "novelty", int(learner.step))  # what is learned meanwhile makes it another one
+    key = (scenes, "novelty", step)
     if key not in made:
         entry = torch.arange(len(sample), device=sample.device)
         first = sample.new_zeros(len(percept.tokens[0])).scatter_(0, sample, entry)  # any of a picture's
-        made[key] = learner.scenes.novelty(scene[first])
+        made[key] = scenes.novelty(scene[first])
     return made[key][sample]

@@ -115,7 +115,8 @@ class Learner(nn.Module):
         context = self._context(percept.context)
         gamma, settled, course, reading, climb = self._look(percept, features, context)
         errors = self.errors.errors(climb.states, context)
-        novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), unusual(self, percept, scene))
+        unseen = unusual(self.scenes, percept, scene, int(self.step))
+        novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), unseen)
         return Answer(
             relevance=self._supported(settled.relevance, percept),
             reading=reading,
@@ -134,8 +135,7 @@ class Learner(nn.Module):
     def _look(
         self, percept: Percept, features: Tensor, context: Tensor
     ) -> tuple[Tensor, Settled, Course | None, Tensor, Climb]:
-        """gamma (B, N), what it settles to, the moments before, the weights it is read with (B, N), and the
-        climb."""
+        """gamma (B, N), what it settles to, the moments before, weights of reading (B, N), and the climb."""
         gamma, settled, course = self._settle(percept, features, context)
         reading = self._spread(settled.relevance, percept)
         climb = self.rule.infer(self.ladder, self._climb(reading, features, context, percept))

@@ -17,6 +17,7 @@ from arr_coc.eval import exam, metrics, outputs, presets, table
 from arr_coc.eval.across import across
 from arr_coc.eval.cli import app
 from arr_coc.eval.grid import Grid
+from arr_coc.eval.shown import Shown, say
 from arr_coc.eval.standing import standings
 from browser import opened
 
@@ -112,6 +113,16 @@ def test_all_streams_beside_one_another() -> None:
     assert "vs arr-coc" not in own.columns
     assert across(table.summary(runs())) == []  # one stream
     assert len(across(table.summary([r for r in runs() + other if r["method"] != "plugin"]))) == 1
+
+
+@pytest.mark.parametrize("as_markdown", [False, True])
+def test_a_note_stands_under_its_table(as_markdown: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    first = Shown("first", ["method", "b"], [["x", "1"]], "so it is")
+    say([first, Shown("second", ["method"], [["y"]])], as_markdown)
+    said = capsys.readouterr().out
+    order = [said.index(word) for word in ("first", "x", "so it is", "second", "y")]
+    assert order == sorted(order)
+    assert ("| x | 1 |" in said) == as_markdown
 
 
 def test_how_the_plugin_stands() -> None:

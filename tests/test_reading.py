@@ -14,6 +14,7 @@ from arr_coc import ArrCocConfig, attach
 from arr_coc.adapters.answers import behind, labels_for, new_tokens
 from arr_coc.adapters.capture import Capture
 from arr_coc.adapters.families import Family
+from arr_coc.adapters.rows import agreed
 from arr_coc.adapters.structure import kind_of
 from arr_coc.eval import sweep
 from arr_coc.eval.tiny_inputs import example, ids_of
@@ -77,6 +78,30 @@ def test_attention_is_the_kernels_own_row_of_the_answers_place(kind: str) -> Non
             want = weights[sample, place][: image.shape[1]][image[sample]]
             torch.testing.assert_close(seen.attention[2 * sample + order], want, atol=1e-5, rtol=1e-4)
     attached.detach()
+
+
+@pytest.mark.parametrize(("layers", "blocks"), [(1, [0]), (2, [1]), (3, [1]), (4, [1, 2]), (9, [1, 4])])
+def test_an_early_and_the_middle_block_are_heard(layers: int, blocks: list[int]) -> None:
+    attached = attach(tiny.generative(layers=layers), SMALL)
+    assert [int(path.split(".")[-2]) for path, _ in attached.body.taps] == blocks
+    attached.detach()
+
+
+def test_what_two_blocks_attend_to_is_their_geometric_mean() -> None:
+    """exp((log a + log b) / 2), of the eager kernels' own rows; a block alone is itself, bit for bit."""
+    model, inputs = tiny.generative("eager", layers=6), tiny.generative_inputs()
+    attached = attach(model, SMALL)
+    given, labels = sweep.taught(attached, inputs)
+    seen, weights = heard(attached, given, labels)
+    assert len(attached.body.taps) == 2
+    image = given["input_ids"] == tiny.IMAGE
+    for sample in range(2):
+        want = weights[sample, -2][image[sample]]
+        torch.testing.assert_close(seen.attention[sample], want, atol=1e-6, rtol=1e-4)
+    attached.detach()
+    one, other = torch.tensor([0.5, 0.0, 0.2]), torch.tensor([0.02, 0.5, 0.2])
+    torch.testing.assert_close(agreed(torch.stack([one, other])), torch.tensor([0.1, 0.5e-12**0.5, 0.2]))
+    assert torch.equal(agreed(one[None]), one)
 
 
 @pytest.mark.parametrize("kind", ["mllama", "florence2", "t5gemma2", "pix2struct"])

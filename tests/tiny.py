@@ -55,13 +55,13 @@ def dual_inputs(batch: int = 3, texts: int = 5) -> dict[str, torch.Tensor]:
     }
 
 
-def generative(attention: str = "sdpa") -> Any:
+def generative(attention: str = "sdpa", layers: int = 3) -> Any:
     torch.manual_seed(0)
     words = {
         "model_type": "llama",
         "hidden_size": 32,
         "intermediate_size": 64,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "vocab_size": 60,
