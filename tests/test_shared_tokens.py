@@ -55,6 +55,16 @@ def test_entries_that_share_tokens_are_answered_as_with_tokens_of_their_own(mask
     assert not torch.allclose(found.scene[0], found.scene[1])  # two pictures, told apart
 
 
+def test_what_was_made_of_a_picture_is_made_anew_where_learning_moves_it() -> None:
+    """How unusual a scene is changes with every sample; a percept that is kept asks again."""
+    learner, kept = Learner(ArrCocConfig(width=8, expansion=6), [12, 12], 4, 7), replace(shared(), made={})
+    assert (learner.answer(kept).trust == 0).all()  # nothing is known
+    for _ in range(20):
+        learner.learn(own(shared()), ["0", "1", "2", "1", "0"])
+    assert (learner.answer(kept).trust > 0.9).all()
+    torch.testing.assert_close(learner.answer(kept).trust, learner.answer(own(shared())).trust)
+
+
 def test_some_of_the_entries_keep_their_own_pictures() -> None:
     percept, some = shared(), torch.tensor([4, 0])
     for t, expected in zip(own(percept[some]).tokens, own(percept).tokens, strict=True):
