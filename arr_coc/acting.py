@@ -36,7 +36,7 @@ def act(
     if choice is None:
         hoped = values[:, rows.to(values.device)]
         if learner.config.explore_bonus and learner.config.readout == "precision":
-            spread = learner.readout.variance(answer.climb.phi, rows).sqrt()
+            spread = (learner.config.ridge * learner.readout.variance(answer.climb.phi, rows)).sqrt()
             hoped = hoped + learner.config.explore_bonus * spread.to(hoped)
         choice = max_boltzmann(hoped, learner.config.explore, learner.generator)
     chosen = rows.to(choice.device)[choice]

@@ -9,7 +9,7 @@ from arr_coc.activation import ACTIVATIONS
 from arr_coc.relevance.gain import MOST
 from arr_coc.rules import RULES, make_rule
 
-CONFIG_VERSION = 3
+CONFIG_VERSION = 4
 _CHOICES = {
     "rule": tuple(RULES),
     "reads": ("all", "top"),
@@ -35,9 +35,9 @@ class ArrCocConfig:
         sites: blocks of the backbone that are read, from the bottom; negative numbers count from the top.
             Empty: a middle and a late block, chosen by the structure of the model.
         width: width of a rung; wider site features are reduced by a fixed orthogonal projection, (width, d).
-        expansion: fixed random ReLU features of the drives that the readout sees beside them; 0 for none.
-        reads: what the readout sees: drives, rungs, expansion and state ("all"), or the top rung alone
-            ("top", which is how rules are compared).
+        expansion: fixed random features of the drives that the readout sees beside them; 0 for none.
+        reads: what the readout sees: drives, rungs where they learn or were drawn, expansion and state
+            ("all"), or the top rung alone ("top", which is how rules are compared).
         activation: f of the rungs.
         ladder_gain: W of the rungs starts at random with standard deviation gain / sqrt(fan-in); 0: at zero.
         attention_gain: weight of log a_n in the log-precision. None: 1 for a generative model, and where a
@@ -130,16 +130,17 @@ class ArrCocConfig:
         value_scale: inverse temperature of the learned values where they are mixed with the model's own
             scores.
         explore: share of actions drawn from softmax(values); the rest are the best ones.
-        explore_bonus: beta of the upper confidence bound that is best: value + beta sqrt(phi' P_s phi), P_s
-            of that answer's own statistics (Li et al., 2010, LinUCB); 0: the value itself. A delta readout
-            has no such statistics.
+        explore_bonus: beta of the upper confidence bound that is best: value + beta sqrt(rho phi' P_s phi),
+            P_s of that answer's own statistics (Li et al., 2010, LinUCB) and rho the ridge, so that beta is
+            the deviation of the prior of every weight, whatever the ridge; 0: the value itself. A delta
+            readout has no such statistics.
         pending: actions that may wait for their reward at a time.
         seed: of every random choice.
     """
 
     sites: tuple[int, ...] = ()
     width: int = 192
-    expansion: int = 256
+    expansion: int = 640
     reads: str = "all"
     activation: str = "relu"
     ladder_gain: float = 0.0
@@ -183,7 +184,7 @@ class ArrCocConfig:
     growth_start: str = "copy"
     readout: str = "precision"
     eta_readout: float = 0.05
-    ridge: float = 1.0
+    ridge: float = 0.03
     forgetting: float = 1.0
     drift: str = "off"
     drift_margin: float = 5.0
@@ -200,7 +201,7 @@ class ArrCocConfig:
     trust_sharpness: float = 1.0
     value_scale: float = 10.0
     explore: float = 0.02
-    explore_bonus: float = 0.3
+    explore_bonus: float = 3.0
     pending: int = 1024
     seed: int = 0
 
@@ -298,6 +299,13 @@ class ArrCocConfig:
                 f"columns={self.columns!r} with eta_ladder=0: a new column would stay what the frozen one "
                 "was; a step above 0 is needed"
             )
+
+    @property
+    def phi(self) -> str:
+        """What the ladder's phi has (see `Ladder.reads`): rungs that start at zero and never learn say f(x),
+        of drives that are read already, and are left out."""
+        flat = self.reads == "all" and not self.eta_ladder and not self.ladder_gain
+        return "drives" if flat else self.reads
 
     def to_json(self) -> str:
         """The config as JSON text, with the version of its format."""

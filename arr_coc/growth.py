@@ -93,7 +93,7 @@ def untaught(
         percept_shape: widths of the sites, of the context and of the state.
     """
     shape = (*percept_shape, config.width, config.expansion, config.seed)
-    ladder = Ladder(*shape, config.reads, config.activation, config.ladder_gain)
+    ladder = Ladder(*shape, config.phi, config.activation, config.ladder_gain)
     for _ in range(columns - 1):
         ladder.grow()
     readout = PrecisionReadout(ladder.phi_width, config.ridge, config.forgetting)

@@ -1,5 +1,6 @@
 """The ladder: a small network beside the backbone, one rung per site. All plasticity lives here and in U."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,7 @@ class Climb:
             with frozen columns, V_l times what their rungs send.
         pre_activations: a_l, (B, width) each.
         states: z_l = f(a_l), (B, width) each.
-        hidden: the expansion's pre-activations, (B, H).
+        hidden: the expansion, (B, H).
         phi: what the readout sees, (B, D).
         lateral: z_{l-1} of the frozen columns side by side, (B, K * width) each, (B, 0) for the first rung;
             empty where there are none.
@@ -36,9 +37,11 @@ class Climb:
 class Ladder(nn.Module):
     """z_l = f(W_l z_{l-1} + x_l + b_l), x_l = sum_n r_n f_ln, z_0 the context.
 
-    phi = [x_1 .. x_L, z_1 .. z_L, relu(E x + e), state, 1]: E and e are fixed random features of all drives,
-    `state` is what else the percept brings; or [z_L, 1], where only the top rung is read. Site features are
-    layer-normalised without affine and, where they are wider than a rung, reduced by a fixed matrix with
+    phi = [x_1 .. x_L, z_1 .. z_L, sigma(E x + e), state, 1]: sigma the logistic function, E and e drawn once,
+    so that these are fixed random features of all drives beside the drives themselves (Pao et al., 1994,
+    random vector functional link); `state` is what else the percept brings. Rungs that never learn say f(x)
+    and no more: "drives" leaves them out. Where only the top rung is read, phi = [z_L, 1]. Site features
+    are layer-normalised without affine and, where they are wider than a rung, reduced by a fixed matrix with
     orthonormal rows, so that P stays a few hundred to a few thousand square.
 
     `grow` freezes the column of rungs and begins another, which hears those frozen: z_l = f(W_l z_{l-1} + x_l
@@ -54,7 +57,7 @@ class Ladder(nn.Module):
         width: of a rung; no wider than the narrowest site.
         expansion: H.
         seed: of the fixed matrices, and of W where it is drawn.
-        reads: "all", or "top": what phi has.
+        reads: "all", "drives" or "top": what phi has.
         activation: f, a name of `ACTIVATIONS`.
         gain: W starts with standard deviation gain / sqrt(fan-in); 0: at zero.
     """
@@ -73,10 +76,11 @@ class Ladder(nn.Module):
     ) -> None:
         super().__init__()
         self.reads, self.activation = reads, ACTIVATIONS[activation]
-        self.depth, self.expansion = len(site_widths), expansion if reads == "all" else 0
+        self.depth, self.expansion = len(site_widths), 0 if reads == "top" else expansion
+        self.read = range({"all": 0, "drives": self.depth, "top": self.depth - 1}[reads], self.depth)
         self.columns, self.seed, self.gain = 1, seed, gain
         self.width = min(width, *site_widths)
-        self.state_width = min(state_width, self.width) if reads == "all" else 0
+        self.state_width = 0 if reads == "top" else min(state_width, self.width)
         draw = torch.Generator().manual_seed(seed)
         self.state_names: tuple[str, ...] = ()
         for level, d in enumerate(site_widths):
@@ -89,14 +93,15 @@ class Ladder(nn.Module):
         self.expand_weight: Tensor
         self.expand_bias: Tensor
         all_drives = self.depth * self.width
-        # drives are averages of layer-normalised tokens, well under unit variance: the gain of 4 bends the
-        # ReLUs
-        expand = torch.randn(self.expansion, all_drives, generator=draw) * (4 / all_drives**0.5)
+        # drives are averages of layer-normalised tokens, a little under unit variance: a gain of 2 bends
+        # sigma and does not step it
+        expand = torch.randn(self.expansion, all_drives, generator=draw) * (2 / all_drives**0.5)
         self.register_buffer("expand_weight", expand)
         self.register_buffer("expand_bias", torch.randn(self.expansion, generator=draw))
         self.state_names += ("expand_weight", "expand_bias")
-        whole = 2 * all_drives + self.expansion + self.state_width + 1
-        self.phi_width = whole if reads == "all" else self.width + 1
+        first = 0 if reads == "top" else all_drives
+        self.rungs = slice(first, first + len(self.read) * self.width)  # where phi has those that are read
+        self.phi_width = self.rungs.stop + self.expansion + self.state_width + 1
         self._start(draw)
 
     def _start(self, draw: torch.Generator) -> None:
@@ -108,7 +113,7 @@ class Ladder(nn.Module):
     def grow(self, copy: bool = False) -> Tensor:
         """Freeze the column of rungs and begin another, drawn or a copy; returns where the entries of phi now
         are, (D,): those of the new column's rungs are at the places that are left, in the order of theirs."""
-        frozen, old, moved = self.columns - 1, self.phi_width, self.depth * self.width
+        frozen, old = self.columns - 1, self.phi_width
         device = self.weight(0).device
         for name, tensor in self.weights().items():
             self.register_buffer(f"column_{frozen}_{name}", tensor)
@@ -126,9 +131,8 @@ class Ladder(nn.Module):
         self.to(device)
         self.columns += 1
         place = torch.arange(old)
-        rungs = slice(moved, 2 * moved) if self.reads == "all" else slice(0, self.width)
-        place[rungs] = torch.arange(old, old + len(place[rungs]))
-        self.phi_width += len(place[rungs])
+        place[self.rungs] = torch.arange(old, old + len(place[self.rungs]))
+        self.phi_width += len(place[self.rungs])
         return place.to(device)
 
     def _fixed(self, name: str, wide: int, narrow: int, draw: torch.Generator) -> None:
@@ -192,11 +196,11 @@ class Ladder(nn.Module):
             z = self.activation.f(a)
             pre.append(a)
             states.append(z)
-        hidden = drive @ self.expand_weight.T + self.expand_bias
+        hidden = (drive @ self.expand_weight.T + self.expand_bias).sigmoid()
         if self.reads == "top":
             phi = torch.cat([z, torch.ones_like(z[:, :1]), *(column[-1] for column in frozen)], -1)
             return Climb(below, drives, pre, states, hidden, phi, lateral)
-        parts = [drive, *states, hidden.relu()]
+        parts = [drive, *(states[level] for level in self.read), hidden]
         if self.state_width:
             if state is None:
                 raise ValueError("this ladder was made for percepts with a state, and none was given")
@@ -208,13 +212,20 @@ class Ladder(nn.Module):
         return Climb(below, drives, pre, states, hidden, torch.cat(parts, -1), lateral)
 
     def split(self, phi_side: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """A tensor (B, D) that lives where phi does, cut into what reaches x, the z_l and the expansion."""
-        width, depth = self.width, self.depth
-        if self.reads == "top":
-            none = phi_side.new_zeros(len(phi_side), width)
-            at_z = [none] * (depth - 1) + [phi_side[:, :width]]
-            return none.repeat(1, depth), at_z, phi_side.new_zeros(len(phi_side), 0)
-        at_x = phi_side[:, : depth * width]
-        at_z = list(phi_side[:, depth * width : 2 * depth * width].split(width, -1))
-        at_hidden = phi_side[:, 2 * depth * width : 2 * depth * width + self.expansion]
-        return at_x, at_z, at_hidden
+        """A tensor (B, D) that lives where phi does, cut into what reaches x, the z_l and the expansion; 0
+        for what phi does not have."""
+        count, rungs = len(phi_side), self.rungs
+        at_x, at_read = phi_side[:, : rungs.start], phi_side[:, rungs]
+        at_x = at_x if self.reads != "top" else phi_side.new_zeros(count, self.depth * self.width)
+        unread = [phi_side.new_zeros(count, self.width)] * (self.depth - len(self.read))
+        at_z = unread + list(at_read.split(self.width, -1) if self.read else ())
+        return at_x, at_z, phi_side[:, rungs.stop : rungs.stop + self.expansion]
+
+    def with_rungs(self, phi: Tensor, states: Sequence[Tensor] | Tensor) -> Tensor:
+        """phi (B, D) with these z_l, (B, width) each, in the place of its own."""
+        read = [states[level] for level in self.read]
+        return torch.cat([phi[:, : self.rungs.start], *read, phi[:, self.rungs.stop :]], -1)
+
+    def from_expansion(self, hidden: Tensor, at_hidden: Tensor) -> Tensor:
+        """Feedback at the expansion (B, H) brought down to the drives, (B, L * width)."""
+        return (at_hidden * hidden * (1 - hidden)) @ self.expand_weight

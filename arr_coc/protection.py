@@ -35,7 +35,7 @@ def _at_phi(ladder: Ladder, relevant: Tensor) -> Tensor:
     """The same where phi lives, (..., D): of the drives and of every column's rungs; 1 for the expansion, the
     state and the 1."""
     rungs = relevant[..., -ladder.width :] if ladder.reads == "top" else relevant
-    shown = rungs if ladder.reads == "top" else torch.cat([relevant, rungs], -1)
+    shown = {"top": rungs, "drives": relevant, "all": torch.cat([relevant, rungs], -1)}[ladder.reads]
     frozen = [rungs] * (ladder.columns - 1)
     rest = shown.new_ones(
         *shown.shape[:-1], ladder.phi_width - shown.shape[-1] - len(frozen) * rungs.shape[-1]

@@ -81,7 +81,8 @@ def gradients(net: Net) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         readout, drive = net.readout.clone().requires_grad_(), net.drive.clone().requires_grad_()
         values = net.ladder.climb(drive, net.below, None, copies).phi @ readout.T
         objective = -0.5 * (net.target - values).square().sum(1).mean()
-        found = torch.autograd.grad(objective, [*copies.values(), readout, drive])
+        to = [*copies.values(), readout, drive]
+        found = torch.autograd.grad(objective, to, materialize_grads=True)  # 0 of what is not read
     return dict(zip(copies, found[:-2], strict=True)), found[-2], found[-1] * len(net.drive)
 
 

@@ -50,7 +50,7 @@ def energy(
         total = total + 0.5 * (pi * eps.square()).sum(1)
         z = state
     one = torch.ones(len(z), 1, dtype=torch.float64)
-    seen = [net.drive, *states, net.climb.hidden.relu(), one] if net.ladder.reads == "all" else [z, one]
+    seen = [net.drive, *states, net.climb.hidden, one] if net.ladder.reads == "all" else [z, one]
     return total + out * 0.5 * (net.target - torch.cat(seen, 1) @ readout.T).square().sum(1)
 
 

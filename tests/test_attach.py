@@ -165,7 +165,7 @@ def test_damaged_and_foreign_files_are_refused_and_leave_no_hook(tmp_path) -> No
         (whole[:-1] + bytes([whole[-1] ^ 1]), text, "checksum"),
         (whole, text[:50], "damaged"),
         (whole, text.replace('"eta"', '"etta"'), "nearest is 'eta'"),
-        (whole, text.replace('"config_version": 3', '"config_version": 99'), "this release reads"),
+        (whole, text.replace('"config_version": 4', '"config_version": 99'), "this release reads"),
     ]
     model = tiny.dual()
     for data, said, words in cases:

@@ -78,11 +78,11 @@ def test_the_merged_readout_is_the_joint_solution(parts: list[list[int]], merges
     rows = torch.tensor([merged.classes.index(keys[label]) for label in labels])
     target = torch.nn.functional.one_hot(rows, len(merged.classes)).double()
     gram = phi.T @ phi
-    solution = torch.linalg.solve(gram + FIXED.ridge * torch.eye(len(gram)), phi.T @ target).T
+    solution = torch.linalg.solve(gram + FIXED.ridge * torch.eye(len(gram)).double(), phi.T @ target).T
     close = {"rtol": 0, "atol": 1e-10}
     torch.testing.assert_close(merged.readout.weight, solution, **close)
     torch.testing.assert_close(merged.readout.familiarity.gram, gram, **close)
-    inverse = torch.linalg.inv(scene.T @ scene + FIXED.ridge * torch.eye(scene.shape[1]))
+    inverse = torch.linalg.inv(scene.T @ scene + FIXED.ridge * torch.eye(scene.shape[1]).double())
     torch.testing.assert_close(merged.scenes.precision, inverse, **close)
     assert merged.readout.class_count.tolist() == target.sum(0).tolist()
     assert merged.scenes.leverage[3:].tolist() == [36, 36]  # total weight, samples

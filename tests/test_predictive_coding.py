@@ -296,7 +296,7 @@ def shortened(net: ladders.Net, error: Tensor, out: float) -> Tensor:
                 z = ladder.activation.f(a) + added[k]
                 states.append(z)
             last = torch.ones(1, 1, dtype=torch.float64)
-            seen = [one.drive, *states, hidden.relu(), last] if ladder.reads == "all" else [z, last]
+            seen = [one.drive, *states, hidden, last] if ladder.reads == "all" else [z, last]
             return (torch.cat(seen, 1) @ one.readout.T)[0]
 
         nothing = torch.zeros(net.ladder.depth, net.ladder.width, dtype=torch.float64)

@@ -135,7 +135,7 @@ def test_without_trust_the_models_own_scores_come_back_bit_for_bit() -> None:
 
 def test_local_updates_are_the_gradient_of_the_chosen_value() -> None:
     """Three factors: delta x attentional feedback x activity = -d/d(W, b, U) of 1/2 (r - q_s)^2."""
-    learner, percept = small(clamp=1e6)
+    learner, percept = small(clamp=1e6, eta_ladder=0.1)
     answer = learner.answer(percept)
     learner.double()
     chosen = torch.tensor([0, 2, 1])

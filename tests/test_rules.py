@@ -22,7 +22,7 @@ def test_the_slope_told_from_the_state_is_the_derivative(name: str) -> None:
         torch.testing.assert_close(found, expected, **EXACT)
 
 
-@pytest.mark.parametrize("reads", ["top", "all"])
+@pytest.mark.parametrize("reads", ["top", "all", "drives"])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("depth", [1, 4])
 def test_feedback_from_every_answer_is_the_gradient(reads: str, activation: str, depth: int) -> None:
@@ -132,7 +132,7 @@ def test_a_late_reward_moves_the_ladder_as_the_gradient_asked_when_the_choice_wa
 
 
 def test_an_action_is_the_value_plus_beta_deviations_of_that_answers_own_statistics() -> None:
-    """LinUCB (Li et al., 2010): q_s + beta sqrt(phi' (A_s + rho I)^-1 phi), A_s over what s was told."""
+    """LinUCB (Li et al., 2010): q_s + beta sqrt(phi' (A_s / rho + I)^-1 phi), A_s over what s was told."""
     config = ArrCocConfig(width=6, expansion=0, spread=0, ridge=0.5, explore=0.0, explore_bonus=2.0)
     learner, names = Learner(config, [6, 6], 5), ["0", "1", "2"]
     seen, labels = percepts(30)
@@ -151,7 +151,7 @@ def test_an_action_is_the_value_plus_beta_deviations_of_that_answers_own_statist
         weight = torch.linalg.solve(
             gram, phi[mine].T @ torch.where(told[mine] == k, right[mine].double(), 0.0)
         )
-        variance = torch.einsum("bd,de,be->b", now, torch.linalg.inv(gram), now)
+        variance = torch.einsum("bd,de,be->b", now, torch.linalg.inv(gram / 0.5), now)
         hoped[:, k] = now @ weight + 2.0 * variance.sqrt()
     choice, _ = learner.act(asked, names)
     assert torch.equal(choice, hoped.argmax(1))

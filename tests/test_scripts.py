@@ -134,7 +134,7 @@ def test_a_folder_of_images_is_learned_and_what_cannot_be_read_is_said(tmp_path,
 
 def test_told_right_or_wrong_it_learns_and_goes_on_after_a_ctrl_c(tmp_path, capsys, monkeypatch) -> None:
     def said(name: str) -> list[str]:
-        sizes = ["--n_train", "400", "--n_test", "100", "--batch", "20", "--late", "2"]
+        sizes = ["--n_train", "600", "--n_test", "100", "--batch", "20", "--late", "2"]
         return [*sizes, "--output_dir", str(tmp_path / name)]
 
     learn_from_rewards.run(said("whole"))
@@ -154,9 +154,9 @@ def test_told_right_or_wrong_it_learns_and_goes_on_after_a_ctrl_c(tmp_path, caps
     saved = ArrCocModel.from_pretrained(embedded.load("dual")[0], tmp_path / "stopped")
     assert int(saved.learner.step) == 140
     learn_from_rewards.run([*said("stopped"), "--resume_from_checkpoint", "true"])
-    assert len(judged) == 20
+    assert len(judged) == 30
     saved = ArrCocModel.from_pretrained(embedded.load("dual")[0], tmp_path / "stopped")
-    assert int(saved.learner.step) == 400
+    assert int(saved.learner.step) == 600
 
 
 def test_of_several_that_are_rewarded_the_first_alone_speaks_and_saves(tmp_path, monkeypatch, capsys) -> None:

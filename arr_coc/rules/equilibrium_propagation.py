@@ -115,10 +115,7 @@ class EquilibriumPropagation(Rule):
             return climb
         states = self._settle_states(ladder, climb, _nothing, self.free_steps).states
         entering = self._entering(ladder, climb, states)
-        start = 0 if ladder.reads == "top" else ladder.depth * ladder.width
-        seen = states[-1:] if ladder.reads == "top" else states
-        end = start + len(seen) * ladder.width
-        phi = torch.cat([climb.phi[:, :start], *seen, climb.phi[:, end:]], 1)
+        phi = ladder.with_rungs(climb.phi, states)
         return replace(climb, pre_activations=entering, states=states, phi=phi)
 
     def step(self, ladder: Ladder, climb: Climb, teaching: Teaching) -> Updates:

@@ -161,9 +161,9 @@ class PredictiveCoding(Rule):
         first, up = ladder.weight(0), _upward(ladder)
         down = self._down(ladder, up)
         inputs = torch.stack([x + ladder.get_buffer(f"bias_{k}") for k, x in enumerate(climb.drives)])
-        read = slice(0 if ladder.reads == "all" else ladder.depth - 1, ladder.depth)
-        r_up = torch.stack(ladder.split(teaching.readout.to(like))[1][read])  # R_l, (rungs read, C, width)
-        r_down = torch.stack(ladder.split(self._readout_down(climb, teaching))[1][read]) * self.precision
+        read = slice(ladder.read.start, ladder.depth)
+        r_up = torch.stack(ladder.split(teaching.readout.to(like))[1])[read]  # R_l, (rungs read, C, width)
+        r_down = torch.stack(ladder.split(self._readout_down(climb, teaching))[1])[read] * self.precision
         pi, rate = self._precisions(z)
         mu, bent = z.clone(), slope(torch.stack(climb.pre_activations))  # f(a_l) and f'(a_l)
         eps = weighted = post = torch.zeros_like(z)
@@ -205,11 +205,11 @@ class PredictiveCoding(Rule):
             post = weighted * bent
             if moving:
                 asked = outer(ladder, list(post / self.precision), [climb.below, *z[:-1]], climb.lateral)
-                asked["readout"] = error.T @ phi_at(ladder, climb, z) / len(like)
+                asked["readout"] = error.T @ ladder.with_rungs(climb.phi, z) / len(like)
                 total = {name: total.get(name, 0) + asked[name] for name in asked}
             if self.tolerance and float(move.abs().max()) <= self.tolerance:
                 break
-        phi = climb.phi if frozen else phi_at(ladder, climb, z)
+        phi = climb.phi if frozen else ladder.with_rungs(climb.phi, z)
         means = {name: t / count for name, t in total.items()}
         return Settled(z, eps, post, error, phi, count, float(move.abs().max()), means)
 
@@ -281,14 +281,6 @@ def _slower(move: Tensor, before: Tensor, slower: Tensor) -> Tensor:
     length = before.norm(dim=(0, 2), keepdim=True)
     relative = (move - before).norm(dim=(0, 2), keepdim=True) / length  # slower c; nan or inf from standing
     return torch.where((length > 0) & (relative > 1.5), slower / relative, slower)
-
-
-def phi_at(ladder: Ladder, climb: Climb, states: Tensor) -> Tensor:
-    """phi with other states (L, B, width) in the place of the climb's, (B, D)."""
-    if ladder.reads == "top":
-        return torch.cat([states[-1], climb.phi[:, ladder.width :]], 1)
-    wide = ladder.depth * ladder.width
-    return torch.cat([climb.phi[:, :wide], *states, climb.phi[:, 2 * wide :]], 1)
 
 
 def _upward(ladder: Ladder) -> Tensor:

@@ -262,5 +262,5 @@ def to_drives(ladder: Ladder, climb: Climb, at_phi: Tensor, post: list[Tensor]) 
     at_x, _, at_hidden = ladder.split(at_phi)
     drives = at_x + drives
     if at_hidden.shape[1]:
-        drives = drives + (at_hidden * (climb.hidden > 0)) @ ladder.expand_weight
+        drives = drives + ladder.from_expansion(climb.hidden, at_hidden)
     return drives
