@@ -328,8 +328,8 @@ class ArrCocConfig:
         version = raw.pop("config_version", None)
         if version != CONFIG_VERSION:
             raise ValueError(
-                f"config_version is {version!r}; this release reads {CONFIG_VERSION} (1 had no own gain and "
-                "no error window, and what was learned under it does not go on under them)"
+                f"config_version is {version!r}; this release reads {CONFIG_VERSION} (before 4 the readout "
+                "saw other features, and what was learned from those does not go on with these)"
             )
         known = [f.name for f in fields(cls)]
         for name in raw:
