@@ -18,7 +18,9 @@ class Answer:
         reading: the weights that features are read with: settled, and spread, (B, N), sums to 1.
         surprise: F, (B,).
         values: R phi, (B, K) in float64 (and on the CPU where the device has none), one column per class in
-            `Learner.classes`.
+            `Learner.classes`: what is taught.
+        evened: the same with the sizes of the classes evened out (see `PrecisionReadout.evened`), (B, K):
+            what is answered by.
         trust: how far the values are trusted against the model's own scores, (B,) in [0, 1]: by how unusual
             phi is among what was learned, or the whole scene if that is more unusual.
         gamma: the log-precision that settled to r, (B, N).
@@ -35,6 +37,7 @@ class Answer:
     reading: Tensor
     surprise: Tensor
     values: Tensor
+    evened: Tensor
     trust: Tensor
     gamma: Tensor
     settled: Settled
@@ -67,8 +70,9 @@ def fuse(own_logits: Tensor, rows: Tensor, answer: Answer, value_scale: float) -
     """own + log((1 - t) + t p_learned / p_own): the model's own scores and the learned values, mixed by
     trust.
 
-    p_own = softmax(own) over the candidates, p_learned = softmax(s R phi) over those that were learned (0
-    for the rest), t the trust. Where t is 0 the model's own scores come back bit for bit.
+    p_own = softmax(own) over the candidates, p_learned = softmax(s v) over those that were learned (0 for
+    the rest), v their values evened out, t the trust. Where t is 0 the model's own scores come back bit for
+    bit.
 
     Args:
         own_logits: (B, K).
@@ -80,7 +84,7 @@ def fuse(own_logits: Tensor, rows: Tensor, answer: Answer, value_scale: float) -
         return own_logits
     own = own_logits[trusted.to(own_logits.device)].to(answer.values)
     total = own.logsumexp(1, keepdim=True)
-    learned = (value_scale * answer.values[trusted][:, rows[known]]).log_softmax(1)
+    learned = (value_scale * answer.evened[trusted][:, rows[known]]).log_softmax(1)
     t = answer.trust[trusted].unsqueeze(1)
     # of a candidate that was never learned log(x + 0) is log x as it stands: of a whole vocabulary only the
     # columns that were learned need the sum, and no other is normalised, so a score of -inf stays a number

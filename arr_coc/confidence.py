@@ -3,9 +3,9 @@
     log s <- log s + eta sum_i g_i / (1 + eta sum_i h_i),   p = softmax(s v)
     g = s (v_y - sum_k p_k v_k),   h = s^2 (sum_k p_k v_k^2 - (sum_k p_k v_k)^2)
 
-climbs log p_y of a batch's samples i by the values v from before they are learned from, so nothing is held
-out; of one sample it is the gradient's step, of very many Newton's. Scores were made with the fixed s_0 of
-`value_scale` (see `answer.fuse`); told as probabilities they are
+climbs log p_y of a batch's samples i by the values v that they are answered by before they are learned from,
+so nothing is held out; of one sample it is the gradient's step, of very many Newton's. Scores were made with
+the fixed s_0 of `value_scale` (see `answer.fuse`); told as probabilities they are
 
     softmax(fused (1 + t (s / s_0 - 1))),   t the trust, 0 where no candidate was ever learned
 

@@ -115,6 +115,9 @@ class ArrCocConfig:
             b have moved phi (see `transport`); 0: never.
         sources: keep the readout's sums by source too, so that `forget(source)` takes back exactly what one
             taught (see `sources`); each costs a (D, D) matrix and a row per class it taught.
+        class_balance: k of v_c (n / (K n_c))^k, by which values answer: n_c samples of class c out of n of K
+            classes. 0: as ridge regression has them, by which what is rare answers too seldom; up to 1 (see
+            `PrecisionReadout.evened`).
         evidence: what a sample weighs in the readout's statistics: 1 ("uniform"), or, where relevance is
             learned, how concentrated it was, 1 - H(r) / log N: what was read off the whole scene says little.
         error_module: whether predictions and precisions of the rungs are learned (they give the surprise).
@@ -190,6 +193,7 @@ class ArrCocConfig:
     drift_margin: float = 5.0
     transport: int = 0
     sources: bool = False
+    class_balance: float = 0.33
     evidence: str = "relevance"
     error_module: bool = True
     eta_error: float = 0.01
@@ -276,8 +280,9 @@ class ArrCocConfig:
         for name in ("consolidation_decay", "forgetting"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 and up to 1 is needed")
-        if not 0 <= self.explore <= 1:
-            raise ValueError(f"explore={self.explore!r}: a share between 0 and 1 is needed")
+        for name in ("explore", "class_balance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: a number between 0 and 1 is needed")
 
     def _check_growth(self, possible: bool) -> None:
         """Whether columns can be added."""

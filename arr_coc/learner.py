@@ -114,14 +114,15 @@ class Learner(nn.Module):
         features, scene = self._seen(percept)
         context = self._context(percept.context)
         gamma, settled, course, reading, climb = self._look(percept, features, context)
-        errors = self.errors.errors(climb.states, context)
+        values = self.readout.values(climb.phi)
         unseen = unusual(self.scenes, percept, scene, int(self.step))
         novelty = torch.maximum(self.readout.familiarity.novelty(climb.phi), unseen)
         return Answer(
             relevance=self._supported(settled.relevance, percept),
             reading=reading,
-            surprise=self._surprise(climb, errors),
-            values=near(self.readout.values(climb.phi), climb.phi),
+            surprise=self._surprise(climb, self.errors.errors(climb.states, context)),
+            values=near(values, climb.phi),
+            evened=near(self.readout.evened(values, self.config.class_balance), climb.phi),
             trust=near(trust(novelty, self.config.trust_sharpness), climb.phi),
             gamma=gamma,
             settled=settled,
@@ -142,9 +143,8 @@ class Learner(nn.Module):
         return gamma, settled, course, reading, climb
 
     def _surprise(self, climb: Climb, errors: list[Tensor]) -> Tensor:
-        return (
-            self.errors.surprise(errors) if self.answers is None else self.answers.surprise(climb.drives[-1])
-        )
+        said = self.answers
+        return self.errors.surprise(errors) if said is None else said.surprise(climb.drives[-1])
 
     def _seen(self, percept: Percept) -> tuple[Tensor, Tensor]:
         """Features (B, N, F) and scene statistics of every entry; those that share tokens share the work."""
@@ -290,7 +290,7 @@ class Learner(nn.Module):
             self.rule.forget(classes)
             self.readout.last_met = met
             raise
-        self.confidence.learn(values, rows)
+        self.confidence.learn(torch.nn.functional.pad(answer.evened, (0, new)), rows)
         if self.drift is not None:
             self.drift.observe(self.readout, answer.climb.phi, rows, weights)
         if self.config.readout == "precision":

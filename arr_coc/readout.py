@@ -107,6 +107,21 @@ class PrecisionReadout(nn.Module):
         """R phi for every class met, (B, C) in float64."""
         return phi.to(self.weight) @ self.weight.T
 
+    def evened(self, values: Tensor, power: float) -> Tensor:
+        """v_c (n / (K n_c))^power, (B, C): values (B, C) of all classes, each as if the K that labels have
+        taught had had the same number of samples n_c, n in all.
+
+        Ridge regression on one-hot targets gives v_c = n_c phi' P m_c, m_c the mean phi of class c: what is
+        rare answers too seldom. 0 leaves that as it is; with 1/2 the targets' columns are whitened, as in
+        discriminant analysis by least squares (Ye, 2007; its constant is phi's). A row that was rewarded on
+        its own has its own P, which its share of the samples is in already: it stays as it is.
+        """
+        shared = self.class_count > 0
+        shared[self.partial_rows] = False
+        even = torch.ones_like(self.class_count)
+        even[shared] = (self.class_count[shared].mean() / self.class_count[shared]) ** power
+        return values * even.to(values)
+
     def variance(self, phi: Tensor, rows: Tensor) -> Tensor:
         """phi' P_s phi for the rows (K,) of the readout, (B, K): how uncertain each of those values is."""
         shared = self.familiarity.variance(phi).unsqueeze(1).repeat(1, len(rows))

@@ -250,6 +250,7 @@ ABLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "without-reset": ({"context_reset": False}, "a new text starts from what was learned for texts like it"),
     "without-key": ({"context_key": False}, "the context itself, not its key, on the update side"),
     "without-evidence": ({"evidence": "uniform"}, "every sample weighs the same in the readout"),
+    "without-balance": ({"class_balance": 0.0}, "values answer as they are, rare classes too seldom"),
     "squared-error": ({"error": "squared"}, "t - v is fed back"),
     "question-relevance": (
         {"question_relevance": True},

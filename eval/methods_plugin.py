@@ -44,7 +44,7 @@ class Plugin(Method):
             rows = self.learner.readout.rows(texts)
             scores = torch.full((len(own), len(texts)), -torch.inf, dtype=torch.float64)
             if len(self.learner.classes):
-                scores[:, rows >= 0] = answer.values[:, rows[rows >= 0]].double()
+                scores[:, rows >= 0] = answer.evened[:, rows[rows >= 0]].double()
             return Answered(scores, answer.reading)
 
     def state_bytes(self) -> int:

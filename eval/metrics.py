@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 Array = NDArray[np.float64]
 Scores = Array | Sequence[Sequence[float | None] | Array | None]
@@ -96,6 +97,30 @@ def expected_calibration_error(count: ArrayLike, confidence: ArrayLike, right: A
         count: answers in each bin, (B,). confidence: their summed confidence, (B,). right: how many are
             right, (B,).
     """
+    n, p, hit = _binned(count, confidence, right)
+    return float(np.abs(p - hit).sum() / n.sum())
+
+
+def chance_calibration_error(count: ArrayLike, confidence: ArrayLike) -> float:
+    """sum_b E|X_b - n_b p_b| / n, X_b binomial (n_b, p_b): the expected calibration error that chance alone
+    gives so many answers of a learner that is exactly as often right as it says.
+
+    E|X - n p| = 2 (1 - p) (m + 1) P(X = m + 1), m the integer part of n p (de Moivre; Diaconis and Zabell,
+    1991). That ECE has this bias, which falls with the answers in a bin, is from Roelofs et al. (2022).
+
+    Args:
+        count: answers in each bin, (B,). confidence: their summed confidence, (B,).
+    """
+    n, told, _ = _binned(count, confidence, np.zeros(np.shape(count)))
+    n, told = n[n > 0], told[n > 0]
+    p = np.minimum(told / n, 1.0)
+    above = np.floor(n * p) + 1
+    return float((2 * (1 - p) * above * stats.binom.pmf(above, n, p)).sum() / n.sum())
+
+
+def _binned(count: ArrayLike, confidence: ArrayLike, right: ArrayLike) -> tuple[np.ndarray, ...]:
+    """Raises:
+    ValueError: for what answers in bins cannot come to."""
     n, p, hit = (np.asarray(x, dtype=np.float64) for x in (count, confidence, right))
     fits = n.shape == p.shape == hit.shape and n.ndim == 1
     if not fits or not n.any() or not ((p >= 0) & (p <= n + 1e-9) & (hit >= 0) & (hit <= n)).all():
@@ -103,7 +128,7 @@ def expected_calibration_error(count: ArrayLike, confidence: ArrayLike, right: A
             f"{hit.tolist()} right of {n.tolist()} and a summed confidence of {p.tolist()}: as many of each, "
             "none above its count, are needed"
         )
-    return float(np.abs(p - hit).sum() / n.sum())
+    return n, p, hit
 
 
 # Transfer

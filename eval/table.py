@@ -88,7 +88,11 @@ def scores(found: Record) -> dict[str, float]:
     if uneven(found):
         asked["balanced_accuracy"] = lambda: metrics.balanced_accuracy(*_counts(found))
     if found.get("calibration"):
-        asked["expected_calibration_error"] = lambda: metrics.expected_calibration_error(*calibration(found))
+        n, sure, right = calibration(found)
+        asked |= {
+            "expected_calibration_error": lambda: metrics.expected_calibration_error(n, sure, right),
+            "chance_calibration_error": lambda: metrics.chance_calibration_error(n, sure),
+        }
     if len(found["R"]) > 2:
         asked |= {
             "average_incremental_accuracy": lambda: metrics.average_incremental_accuracy(r),
@@ -224,6 +228,7 @@ COLUMNS = {
     "its forgetting": "cumulative_forgetting_of_pointing",
     "zero-shot kept %": "zero_shot_retention",
     "ECE %": "expected_calibration_error",
+    "of it chance %": "chance_calibration_error",
     "stored samples": "stored_samples",
     "told of tasks": "told_boundaries",
 }

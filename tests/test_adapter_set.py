@@ -41,7 +41,7 @@ def test_several_are_fused_in_turn_each_on_what_the_one_before_made() -> None:
             learner = attached.adapter(name)
             answer = learner.answer(seen.percept)
             known = [learner.classes.index(key) for key in seen.keys]
-            learned = (learner.config.value_scale * answer.values[:, known]).softmax(1)
+            learned = (learner.config.value_scale * answer.evened[:, known]).softmax(1)
             t, own = answer.trust.unsqueeze(1), scores.softmax(1)
             scores = scores + torch.log((1 - t) * own + t * learned) - own.log()
             answers.append(answer)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from arr_coc import state
@@ -215,6 +216,30 @@ def test_ece_is_that_of_every_single_answer() -> None:
     ) == pytest.approx(wanted, abs=1e-12)
 
 
+@pytest.mark.parametrize("answers", [1, 7, 60])
+def test_what_chance_gives_to_ece_is_the_mean_over_every_outcome(answers: int) -> None:
+    """By enumeration: each number of right answers in a bin, with the probability that scipy gives it."""
+    n, told = np.array([answers, 3, 2, 0]), np.array([0.37 * answers, 1.5, 2.0, 0.0])
+    wanted = 0.0
+    for count, sure in zip(n[:3], told[:3], strict=True):
+        for hit in range(count + 1):
+            wanted += scipy.stats.binom.pmf(hit, count, sure / count) * abs(hit - sure) / n.sum()
+    assert metrics.chance_calibration_error(n, told) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_a_learner_that_is_as_right_as_it_says_has_the_ece_that_chance_gives() -> None:
+    """900 answers, their confidence anywhere in its bin: drawn 400 times."""
+    draw = np.random.default_rng(3)
+    sure = draw.uniform(0.2, 1, 900)
+    place = (sure * 15).astype(int)
+    n, told = np.bincount(place, minlength=15), np.bincount(place, sure, minlength=15)
+    right = draw.uniform(size=(400, 900)) < sure
+    found = [metrics.expected_calibration_error(n, told, np.bincount(place, r, minlength=15)) for r in right]
+    chance = metrics.chance_calibration_error(n, told)
+    assert chance == pytest.approx(np.mean(found), abs=3 * np.std(found) / 20 + 5e-4)
+    assert 0.03 < chance < 0.05  # the aim of .05 leaves so little to be wrong
+
+
 def test_confidence_of_one_lies_in_the_last_bin() -> None:
     assert exam.binned(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])) == [
         [0, 1, 0.0, 0],
@@ -228,6 +253,9 @@ def test_confidence_of_one_lies_in_the_last_bin() -> None:
 def test_counts_that_cannot_be_are_refused(count: list[int], sure: list[float], right: list[int]) -> None:
     with pytest.raises(ValueError, match="as many of each"):
         metrics.expected_calibration_error(count, sure, right)
+    if right != [3]:
+        with pytest.raises(ValueError, match="as many of each"):
+            metrics.chance_calibration_error(count, sure)
 
 
 def test_a_sentence_is_as_sure_as_all_its_tokens_together() -> None:
