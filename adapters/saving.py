@@ -33,7 +33,8 @@ from arr_coc.learner import Learner
 
 CONFIG, STATE, BASE = "arr_coc_config.json", "arr_coc_model.safetensors", "arr_coc_base.safetensors"
 FILES = (CONFIG, STATE, BASE)
-FORMAT = 4  # 1 knew one adapter, and not what it was made on; 2 no mixes of kept tokens; 3 no confidence
+# 1: one adapter, and not what it was made on; 2: no mixes of kept tokens; 3: no confidence; 4: no `unlearned`
+FORMAT = 5
 _FIELDS = {
     "format": int,
     "arr_coc_version": str,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from arr_coc.ladder import Climb
 from arr_coc.relevance import Course, Settled
@@ -23,6 +24,7 @@ class Answer:
             what is answered by.
         trust: how far the values are trusted against the model's own scores, (B,) in [0, 1]: by how unusual
             phi is among what was learned, or the whole scene if that is more unusual.
+        learned: the log-odds that the answer is one that was learned, (B,) (see `unlearned`).
         gamma: the log-precision that settled to r, (B, N).
         settled: iterations and residual of the settling.
         climb: the pass up the ladder.
@@ -39,6 +41,7 @@ class Answer:
     values: Tensor
     evened: Tensor
     trust: Tensor
+    learned: Tensor
     gamma: Tensor
     settled: Settled
     climb: Climb
@@ -70,26 +73,32 @@ def fuse(own_logits: Tensor, rows: Tensor, answer: Answer, value_scale: float) -
     """own + log((1 - t) + t p_learned / p_own): the model's own scores and the learned values, mixed by
     trust.
 
-    p_own = softmax(own) over the candidates, p_learned = softmax(s v) over those that were learned (0 for
-    the rest), v their values evened out, t the trust. Where t is 0 the model's own scores come back bit for
-    bit.
+    p_own = softmax(own) over the candidates, t the trust. p_learned of those that were learned is
+    (1 - q) softmax(s v), v their values evened out; of the rest q softmax(own) over that rest, with
+    q = 1 / (1 + exp(e)) the probability that it is one of them (e: `Answer.learned`), and 0 where all were
+    learned. Where t is 0 the model's own scores come back bit for bit.
 
     Args:
         own_logits: (B, K).
         rows: of the K candidates in the readout, on the device of the values, (K,); -1: never learned.
         value_scale: s.
     """
-    known, trusted = (rows >= 0).nonzero().flatten(), answer.trust > 0
-    if not (len(known) and trusted.any()):
+    known, trusted = rows >= 0, answer.trust > 0
+    if not (known.any() and trusted.any()):
         return own_logits
     own = own_logits[trusted.to(own_logits.device)].to(answer.values)
-    total = own.logsumexp(1, keepdim=True)
     learned = (value_scale * answer.evened[trusted][:, rows[known]]).log_softmax(1)
-    t = answer.trust[trusted].unsqueeze(1)
-    # of a candidate that was never learned log(x + 0) is log x as it stands: of a whole vocabulary only the
-    # columns that were learned need the sum, and no other is normalised, so a score of -inf stays a number
-    mixed = torch.log1p(-t) + own
-    mixed[:, known] = torch.logaddexp(mixed[:, known] - total, t.log() + learned) + total
+    t, e = answer.trust[trusted].unsqueeze(1), answer.learned[trusted].unsqueeze(1)
+    total = own.logsumexp(1, keepdim=True)
+    rest = own.masked_fill(known, -torch.inf).logsumexp(1, keepdim=True)
+    e = e.masked_fill(rest == -torch.inf, torch.inf)  # nothing else can be the answer
+    # of all candidates that were never learned the mixture is their own score and one constant: of a whole
+    # vocabulary only the columns that were learned need the sum, and a score of -inf stays a number
+    spared = t.log() + logsigmoid(-e) + torch.where(e < torch.inf, total - rest, 0.0)
+    mixed = torch.logaddexp(torch.log1p(-t), spared) + own
+    mixed[:, known] = (
+        torch.logaddexp(torch.log1p(-t) + own[:, known] - total, t.log() + logsigmoid(e) + learned) + total
+    )
     # a candidate that was never learned keeps a finite score, far below every other
     floor = torch.finfo(own_logits.dtype).min / 4
     fused = own_logits.clone()

@@ -130,6 +130,9 @@ class ArrCocConfig:
             `answer_error`; it needs the module to be on).
         surprise_gate: whether surprise multiplies the relevance update, and with which sign.
         trust_sharpness: how fast trust falls with the predictive variance (see `familiarity.trust`).
+        unlearned_prior: probability, before anything is seen, that the answer is one of the named candidates
+            that were never learned, where there are such (see `unlearned`); 0: never while the input is like
+            those learned.
         value_scale: inverse temperature of the learned values where they are mixed with the model's own
             scores.
         explore: share of actions drawn from softmax(values); the rest are the best ones.
@@ -203,6 +206,7 @@ class ArrCocConfig:
     surprise: str = "context"
     surprise_gate: str = "off"
     trust_sharpness: float = 1.0
+    unlearned_prior: float = 0.5
     value_scale: float = 10.0
     explore: float = 0.02
     explore_bonus: float = 3.0
@@ -280,6 +284,10 @@ class ArrCocConfig:
         for name in ("consolidation_decay", "forgetting"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number above 0 and up to 1 is needed")
+        if not 0 <= self.unlearned_prior < 1:
+            raise ValueError(
+                f"unlearned_prior={self.unlearned_prior!r}: a number from 0 to below 1 is needed"
+            )
         for name in ("explore", "class_balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a number between 0 and 1 is needed")

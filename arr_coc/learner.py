@@ -28,7 +28,6 @@ from arr_coc.relevance import (
     Settled,
     ThreeFactor,
     check_target,
-    concentration,
     log_precision,
     on_grid,
     own_correlation,
@@ -42,8 +41,9 @@ from arr_coc.relevance import (
 from arr_coc.rules import Updates, make_rule
 from arr_coc.sequence import SequenceErrors, Text, make_sequence
 from arr_coc.sources import Sources, check, count, forget
-from arr_coc.teaching import teach
+from arr_coc.teaching import evidence, teach
 from arr_coc.transport import Transport
+from arr_coc.unlearned import Unlearned
 
 
 class Learner(nn.Module):
@@ -78,6 +78,7 @@ class Learner(nn.Module):
         self.in_time = InTime(config, context_width, feature_width)
         self.mixture = Mixture(context_width)
         self.confidence = Confidence(config.value_scale)
+        self.unlearned = Unlearned(config.unlearned_prior)
         self.errors = ErrorModules(self.ladder.width, self.ladder.depth, context_width)
         held = (config.consolidation, config.consolidation_strength, config.consolidation_decay)
         on = config.error_module and config.surprise == "answer"
@@ -124,6 +125,7 @@ class Learner(nn.Module):
             values=near(values, climb.phi),
             evened=near(self.readout.evened(values, self.config.class_balance), climb.phi),
             trust=near(trust(novelty, self.config.trust_sharpness), climb.phi),
+            learned=near(self.unlearned.log_odds(values, novelty, percept.asked != "sequence"), climb.phi),
             gamma=gamma,
             settled=settled,
             climb=climb,
@@ -282,7 +284,7 @@ class Learner(nn.Module):
         target = torch.nn.functional.one_hot(rows, len(self.classes)).to(values)
         clock = torch.arange(1, percept.batch + 1) + int(self.step)
         self.readout.meet(rows, clock)
-        weights = self._evidence(percept, answer)
+        weights = evidence(self, percept, answer)
         try:
             teach(self, percept, answer, target, values)
         except FloatingPointError:
@@ -291,6 +293,7 @@ class Learner(nn.Module):
             self.readout.last_met = met
             raise
         self.confidence.learn(torch.nn.functional.pad(answer.evened, (0, new)), rows)
+        self.unlearned.learn(answer.values, rows, classes)
         if self.drift is not None:
             self.drift.observe(self.readout, answer.climb.phi, rows, weights)
         if self.config.readout == "precision":
@@ -329,12 +332,6 @@ class Learner(nn.Module):
     def _learns_relevance(self, asked: str) -> bool:
         wanted = {"text": True, "sequence": self.config.question_relevance, "image": False}
         return self.config.learn_relevance and wanted[asked]
-
-    def _evidence(self, percept: Percept, answer: Answer) -> Tensor | None:
-        """What each sample weighs in the readout: 1, or how concentrated its relevance was."""
-        if self.config.evidence == "uniform" or not self._learns_relevance(percept.asked):
-            return None
-        return concentration(answer.reading, percept.mask).clamp_min(1e-3)
 
     def _pass(self, percept: Percept, answer: Answer) -> None:
         """Let time pass, where it counts, and note where phi has moved."""

@@ -3,9 +3,9 @@
 Exact for the readout and for what is familiar (A, B, P and R of `readout` and `scenes`), in any order, while
 all of them see the same phi: with equal ladders, U and own gains. What parts have in common because they were
 copied from one learner is counted as often as there are parts: they have to start fresh. How unusual samples
-were before they were learned (`Familiarity.leverage`) depends on the order; it is pooled. The error modules,
-which give the surprise, and how sure probabilities are (`confidence`) are averaged by samples, rewarded ones
-included.
+were before they were learned (`Familiarity.leverage`) and how high their values (`unlearned`) depends on the
+order; it is pooled. The error modules, which give the surprise, and how sure probabilities are (`confidence`)
+are averaged by samples, rewarded ones included.
 """
 
 from collections.abc import Mapping, Sequence
@@ -118,5 +118,6 @@ def merge(into: Learner, parts: Sequence[Learner]) -> None:
             into.errors.get_buffer(name).add_(part.errors.get_buffer(name), alpha=share)
         into.surprise_watch.add_(part.surprise_watch, alpha=share)
         into.confidence.log_scale.add_(part.confidence.log_scale - first_scale, alpha=share)
+        into.unlearned.moments.add_(part.unlearned.moments)
         into.step += int(part.step)
     into.scenes.solve()

@@ -60,6 +60,7 @@ def _owners(learner: Learner) -> dict[str, nn.Module]:
         "context_key.": learner.context_key,
         "own_gain.": learner.own_gain,
         "confidence.": learner.confidence,
+        "unlearned.": learner.unlearned,
         "errors.": learner.errors,
         "mixture.": learner.mixture,
         **{name: owner for name, owner in switched.items() if owner is not None},  # what is off has no state
@@ -221,6 +222,7 @@ def _load(learner: Learner, saved: dict[str, Tensor], about: dict[str, Any]) -> 
         if not bool(((saved[name].cpu() >= least) & (saved[name].cpu() < most)).all()):
             raise ValueError(f"the saved {name} points beyond {len(sources)} sources, {len(classes)} classes")
     learner.confidence.check(saved["confidence.log_scale"])
+    learner.unlearned.check(saved["unlearned.moments"])
     if int(saved["step"]) < 0:
         raise ValueError(f"the saved step is {int(saved['step'])}; a number of samples is needed")
     for name, rule_shape in kept.items():

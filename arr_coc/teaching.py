@@ -8,7 +8,7 @@ from torch import Tensor
 from arr_coc.answer import Answer
 from arr_coc.percept import Percept
 from arr_coc.protection import protected, relevant_now
-from arr_coc.relevance import settle
+from arr_coc.relevance import concentration, settle
 from arr_coc.rules import Teaching
 
 if TYPE_CHECKING:
@@ -78,3 +78,10 @@ def teach(learner: "Learner", percept: Percept, answer: Answer, target: Tensor, 
         relevant = relevant_now(answer.reading, answer.features, percept.mask)
         updates = protected(learner.ladder, updates, relevant, learner.rule.mirrored)
     learner._move(updates)
+
+
+def evidence(learner: "Learner", percept: Percept, answer: Answer) -> Tensor | None:
+    """What each sample weighs in the readout, (B,): None for 1, or how concentrated its relevance was."""
+    if learner.config.evidence == "uniform" or not learner._learns_relevance(percept.asked):
+        return None
+    return concentration(answer.reading, percept.mask).clamp_min(1e-3)

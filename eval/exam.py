@@ -160,6 +160,20 @@ def zero_shot(method: Method, held: Store, classes: list[str]) -> float:
     return float(torch.cat(right).mean())
 
 
+def among_all(method: Method, plan: Plan, store: Store, held: Store) -> float:
+    """Accuracy on the samples of all probes, the candidates being the same union."""
+    texts, right = store.union(held.classes), []
+    for probe, (rows, places) in enumerate(zip(plan.probes, plan.places, strict=True)):
+        for some, seen in zip(rows.split(EXAM_BATCH), _split(places), strict=True):
+            images = pictures(plan, "test", seen, probe) if method.needs_images else None
+            right.append(store.right(method.answer(store.batch(some, images), texts).scores.float(), some))
+    return float(torch.cat(right).mean())
+
+
+def _split(places: list[int]) -> list[list[int]]:
+    return [places[i : i + EXAM_BATCH] for i in range(0, len(places), EXAM_BATCH)]
+
+
 def one(
     method: Method,
     plan: Plan,
@@ -221,6 +235,7 @@ def one(
         exams.append(None if skip else examine(method, plan, store, over))
         examining += time.perf_counter() - began
     after = None if held is None else zero_shot(method, held, store.classes)
+    beside = None if held is None else among_all(method, plan, store, held)
     last_exam = exams[-1]
     assert last_exam is not None
     points = any(e is not None and e.pointing is not None for e in exams)
@@ -233,6 +248,7 @@ def one(
         "calibration": last_exam.calibration,
         "zero_shot_before": before,
         "zero_shot_after": after,
+        "learned_after": beside,
         "n_learned": len(kept),
         "n_probe": [len(rows) for rows in plan.probes],
         "samples_waiting": most if plan.stream.delay else 0,

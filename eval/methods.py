@@ -251,6 +251,10 @@ ABLATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "without-key": ({"context_key": False}, "the context itself, not its key, on the update side"),
     "without-evidence": ({"evidence": "uniform"}, "every sample weighs the same in the readout"),
     "without-balance": ({"class_balance": 0.0}, "values answer as they are, rare classes too seldom"),
+    "without-unlearned": (
+        {"unlearned_prior": 0.0},
+        "where a scene is like those learned, the answer is never a text that was not",
+    ),
     "squared-error": ({"error": "squared"}, "t - v is fed back"),
     "question-relevance": (
         {"question_relevance": True},

@@ -13,6 +13,7 @@ from arr_coc.learner import Learner
 from arr_coc.pending import Eligibility
 from arr_coc.readout import PrecisionReadout
 from arr_coc.rules import make_rule
+from arr_coc.teaching import evidence
 
 
 class Plugin(Method):
@@ -165,7 +166,7 @@ class Joint(Plugin):
         for some in steps:
             batch = self._store.batch(some)
             answer = self.learner.answer(batch.percept)
-            weight = self.learner._evidence(batch.percept, answer)
+            weight = evidence(self.learner, batch.percept, answer)
             phis.append(answer.climb.phi.double())
             weights.append(torch.ones(len(batch.labels)) if weight is None else weight)
             labels += batch.labels

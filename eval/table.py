@@ -110,6 +110,11 @@ def scores(found: Record) -> dict[str, float]:
     if before:
         asked["zero_shot_retention"] = lambda: metrics.zero_shot_retention(before, found["zero_shot_after"])
         asked["zero_shot_after"] = lambda: found["zero_shot_after"]
+        if found.get("learned_after") is not None:
+            asked["learned_after"] = lambda: found["learned_after"]
+            asked["harmonic_mean"] = lambda: metrics.harmonic_mean(
+                found["learned_after"], found["zero_shot_after"]
+            )
     out = {}
     for name, measure in asked.items():
         try:
@@ -227,11 +232,15 @@ COLUMNS = {
     "pointing %": "final_pointing",
     "its forgetting": "cumulative_forgetting_of_pointing",
     "zero-shot kept %": "zero_shot_retention",
+    "all texts: learned %": "learned_after",
+    "held out %": "zero_shot_after",
+    "harmonic %": "harmonic_mean",
     "ECE %": "expected_calibration_error",
     "of it chance %": "chance_calibration_error",
     "stored samples": "stored_samples",
     "told of tasks": "told_boundaries",
 }
+_AMONG_ALL = {"learned_after", "zero_shot_after", "harmonic_mean"}
 _TRANSFER = {"transfer %": "transfer_zscl", "average %": "mtil_average"}
 _INSTRUCTED = {"MAA %": "average_incremental_accuracy", "BWT (1/T)": "bwt_coin"}
 # what the published tables of a stream have beside the final accuracy
@@ -243,6 +252,10 @@ def columns(rows: Sequence[Row]) -> dict[str, str]:
     first = next(iter(COLUMNS))
     further = FURTHER.get(published.plain(rows[0]["stream"]), {})
     asked = {first: COLUMNS[first]} | further | COLUMNS
+    if not all(
+        "learned_after" in r for r in rows if "zero_shot_after" in r
+    ):  # records of before it was asked
+        asked = {c: key for c, key in asked.items() if key not in _AMONG_ALL}
     return {c: key for c, key in asked.items() if any(key in r for r in rows)}
 
 

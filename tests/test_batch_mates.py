@@ -14,6 +14,7 @@ from arr_coc.eval.tiny_models import tiny_model
 from arr_coc.learner import Learner
 from arr_coc.percept import Percept
 from arr_coc.relevance import concentration, on_grid, settle, spread
+from arr_coc.teaching import evidence
 
 CONFIG = ArrCocConfig(width=8, expansion=8, question_relevance=True)
 
@@ -52,7 +53,7 @@ def test_a_learner_says_of_each_sample_what_it_says_of_it_alone(lateral: float) 
     answer = learner.answer(whole)
     feedback = torch.randn(4, 8)
     direction, _ = learner._eligible(whole, answer, feedback)
-    weight = learner._evidence(whole, answer)
+    weight = evidence(learner, whole, answer)
     assert weight is not None
     for b, one in enumerate(alone):
         expected, n = learner.answer(one), one.attention.shape[1]
@@ -63,7 +64,7 @@ def test_a_learner_says_of_each_sample_what_it_says_of_it_alone(lateral: float) 
         close(answer.surprise[b], expected.surprise[0])
         close(answer.scene[b], expected.scene[0])
         close(direction[b], learner._eligible(one, expected, feedback[b : b + 1])[0][0])
-        close(weight[b], learner._evidence(one, expected)[0])  # type: ignore[index]
+        close(weight[b], evidence(learner, one, expected)[0])  # type: ignore[index]
     assert not torch.allclose(answer.reading[1], answer.settled.relevance[1], atol=1e-2)  # it was spread
 
 

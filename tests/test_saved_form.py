@@ -138,9 +138,10 @@ def test_where_a_base_lies_on_disk_is_not_told(tmp_path) -> None:
     ("fields", "words"),
     [
         (
-            {"format": 5, "arr_coc_version": "9.1"},
-            r"format 5, written by arr-coc 9\.1.*newer release is needed",
+            {"format": saving.FORMAT + 1, "arr_coc_version": "9.1"},
+            rf"format {saving.FORMAT + 1}, written by arr-coc 9\.1.*newer release is needed",
         ),
+        ({"format": 4}, "format 4, written by .*load it with that release"),
         ({"format": 3}, "format 3, written by .*load it with that release"),
         ({"format": 2}, "format 2, written by .*load it with that release"),
         ({"format": None}, "format 1, written by .*load it with that release"),
