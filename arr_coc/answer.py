@@ -90,12 +90,15 @@ def fuse(own_logits: Tensor, rows: Tensor, answer: Answer, value_scale: float) -
     learned = (value_scale * answer.evened[trusted][:, rows[known]]).log_softmax(1)
     t, e = answer.trust[trusted].unsqueeze(1), answer.learned[trusted].unsqueeze(1)
     total = own.logsumexp(1, keepdim=True)
-    rest = own.masked_fill(known, -torch.inf).logsumexp(1, keepdim=True)
-    e = e.masked_fill(rest == -torch.inf, torch.inf)  # nothing else can be the answer
-    # of all candidates that were never learned the mixture is their own score and one constant: of a whole
-    # vocabulary only the columns that were learned need the sum, and a score of -inf stays a number
-    spared = t.log() + logsigmoid(-e) + torch.where(e < torch.inf, total - rest, 0.0)
-    mixed = torch.logaddexp(torch.log1p(-t), spared) + own
+    others = torch.log1p(-t)  # what those that were never learned have, over their own score
+    if bool((e < torch.inf).any()):  # of a vocabulary it never is
+        rest = own.masked_fill(known, -torch.inf).logsumexp(1, keepdim=True)
+        e = e.masked_fill(rest == -torch.inf, torch.inf)  # nothing else can be the answer
+        lifted = torch.where(e < torch.inf, logsigmoid(-e) + total - rest, -torch.inf)
+        others = torch.logaddexp(others, t.log() + lifted)
+    # of a whole vocabulary only the columns that were learned need the sum: no other is normalised, so a
+    # score of -inf stays a number
+    mixed = others + own
     mixed[:, known] = (
         torch.logaddexp(torch.log1p(-t) + own[:, known] - total, t.log() + logsigmoid(e) + learned) + total
     )
