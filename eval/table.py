@@ -156,7 +156,8 @@ def summary(runs: Sequence[Record]) -> list[Row]:
 
     `joint_gap` is against "joint" and `vs_plugin` (this method minus the plugin, final accuracy) against
     "plugin", on the same seeds, with Holm-corrected p over the rows of a stream. What a method ends with is
-    averaged over the orders of a seed first; one that is order-free has run on one of them.
+    averaged over the orders of a seed first; one that is order-free has run on one of them. What only some of
+    a method's runs have measured (records of before it was) is left out.
     """
     rows: list[Row] = []
     for label in dict.fromkeys(r["label"] for r in runs):
@@ -180,7 +181,11 @@ def summary(runs: Sequence[Record]) -> list[Row]:
                 "n_probe": n_probe,
                 "chance": first["chance"],
                 "pointing_chance": first["pointing_chance"],
-                **{name: interval(values) for name, values in named.items()},
+                **{
+                    name: interval(values)
+                    for name, values in named.items()
+                    if len(values) == len(named["final_accuracy"])
+                },
                 "binomial_error": binomial_error(accuracy.mean, n_probe),
                 "step_cost": float(np.median([r["step_cost"] for r in some])),
                 "step_seconds": float(np.median([r["step_seconds"] for r in some])),

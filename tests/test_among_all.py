@@ -55,3 +55,17 @@ def test_the_table_has_it_where_all_records_have() -> None:
     assert table.columns(rows)["harmonic %"] == "harmonic_mean"
     early = {"stream": "s", "zero_shot_after": 0.4, "zero_shot_retention": 0.8}
     assert list(table.columns([*rows, early])) == ["zero-shot kept %"]
+
+
+def test_what_only_some_runs_of_a_method_have_measured_is_left_out_of_its_row() -> None:
+    run = {"stream": "s", "label": "s", "method": "plugin", "role": "method", "order": 0, "n_learned": 9}
+    run |= {"chance": 0.5, "pointing_chance": None, "n_probe": [10], "step_cost": 1.0, "step_seconds": 1.0}
+    run |= {"forward_seconds": 1.0, "state_bytes": 8, "settings": {}, "notes": []}
+    run |= {"R": [[0.0], [0.9]], "C": [[None], [0.9]], "P": None, "CP": None}
+    run |= {"zero_shot_before": 0.5, "zero_shot_after": 0.4}
+    runs = [run | {"seed": seed, "learned_after": 0.8} for seed in (0, 1)]
+    assert table.summary(runs)[0]["learned_after"].mean == pytest.approx(0.8)
+    del runs[1]["learned_after"]
+    row = table.summary(runs)[0]
+    assert "learned_after" not in row
+    assert row["zero_shot_retention"].mean == pytest.approx(0.8)
