@@ -75,8 +75,8 @@ def fuse(own_logits: Tensor, rows: Tensor, answer: Answer, value_scale: float) -
 
     p_own = softmax(own) over the candidates, t the trust. p_learned of those that were learned is
     (1 - q) softmax(s v), v their values evened out; of the rest q softmax(own) over that rest, with
-    q = 1 / (1 + exp(e)) the probability that it is one of them (e: `Answer.learned`), and 0 where all were
-    learned. Where t is 0 the model's own scores come back bit for bit.
+    q = 1 / (1 + exp(e)) the probability that it is one of them (e: `Answer.learned`); q is 0 where all were
+    learned, or the model rules all the rest out. Where t is 0 the model's own scores come back bit for bit.
 
     Args:
         own_logits: (B, K).

@@ -9,7 +9,8 @@ the fixed s_0 of `value_scale` (see `answer.fuse`); told as probabilities they a
 
     softmax(fused (1 + t (s / s_0 - 1))),   t the trust, 0 where no candidate was ever learned
 
-so the answer stays what it was, and where t is 0 they are the softmax of the model's own scores.
+so the answer stays what it was, and where t is 0 they are the softmax of the model's own scores. No label
+bears out the share of candidates that were never learned (`unlearned`): it is sharpened like the rest.
 Source: Guo et al. (2017) for one temperature; Dawid (1984) for scoring what comes before it is learned.
 """
 

@@ -234,8 +234,8 @@ def forget(learner: "Learner", source: str) -> int:
 
     A class that only this source has taught is gone. How unusual samples were before they were learned
     (`Familiarity.leverage`) is of those that stay, as it was when they came. How sure probabilities are
-    (`confidence`) and how high values were (`unlearned`) stay as they are, as do U, W, b and all else that is
-    no sum.
+    (`confidence`) stays as it is, as do U, W, b and all else that is no sum. How high values are
+    (`unlearned`) is counted anew: they are another readout's.
 
     Raises:
         ValueError: for a source that is not there, or where none are kept; nothing has changed.
@@ -263,6 +263,7 @@ def forget(learner: "Learner", source: str) -> int:
         familiar.leverage.copy_(leverage_of(seen))
     readout.solve()
     scenes.solve()
+    learner.unlearned.moments.zero_()
     return samples
 
 

@@ -9,6 +9,9 @@ cannot be the answer; s^2 = (d_1^2 + d_0^2) / 2. z is how unusual the input is, 
 for what was not, 2 +- 1 is assumed: what lies beyond 2 is not trusted anyhow (`familiarity.trust`). pi is
 the prior of q. Two signs of one variance each and taken as independent: linear discriminant analysis, naive.
 
+Novelty alone decides where m_1 is not above m_0, and q is 0 until there are enough samples of both, or where
+only rewards have taught: they say nothing of what else would have been right. The best value is any learned
+class's, a candidate or not. A class that could be chosen in an action counts as learned from then on.
 Of a whole vocabulary nobody has said that any word of it may be the answer, and a model has scores for all:
 there q is 0 (on questions about scenes q as above lost 2 points of what was learned, and 3 % of the rest).
 The model's own scores have no say in q: of what it was attached for it may know nothing, and be sure of it.
@@ -44,11 +47,12 @@ class Unlearned(nn.Module):
         """Raises:
         ValueError: for moments that no values have."""
         count, weight, first, second = moments.double().cpu().unbind(1)
-        possible = (count >= 0) & (weight >= 0) & (weight * second >= first * first * (1 - 1e-9))
+        possible = (count >= 0) & (weight >= count * (1 - 1e-9))
+        possible &= weight * second >= first * first * (1 - 1e-9)
         if not bool(moments.isfinite().all() and possible.all()):
             raise ValueError(
-                f"the saved unlearned.moments are {moments.tolist()}; counts and weights from 0 up, and no "
-                "square of a mean above the mean of squares, are needed"
+                f"the saved unlearned.moments are {moments.tolist()}; counts from 0 up, weights that are "
+                "no less, and no square of a mean above the mean of squares, are needed"
             )
 
     def learn(self, values: Tensor, rows: Tensor, known: int) -> None:

@@ -9,7 +9,7 @@ import scipy.special
 import scipy.stats
 import torch
 
-from arr_coc import ArrCocConfig, Learner, Percept, state
+from arr_coc import ArrCocConfig, Learner, Percept, merge, state
 from arr_coc.answer import fuse
 from arr_coc.unlearned import FEW, LEAST, Unlearned
 
@@ -176,7 +176,12 @@ def test_it_is_part_of_the_state_and_a_forged_one_is_refused() -> None:
     state.load(other, saved, state.meta(learner))
     assert torch.equal(other.answer(percept(7, 3)).learned, learner.answer(percept(7, 3)).learned)
     assert bool(learner.answer(percept(7, 3)).learned.isfinite().all())
-    for bad in ([[math.nan] * 4] * 2, [[-1.0, 1, 0, 1]] * 2, [[5.0, 1.0, 3.0, 1.0]] * 2):
+    for bad in (
+        [[math.nan] * 4] * 2,
+        [[-1.0, 1, 0, 1]] * 2,
+        [[5.0, 1.0, 3.0, 1.0]] * 2,
+        [[50.0, 0, 0, 0]] * 2,
+    ):
         forged = {**saved, "unlearned.moments": torch.tensor(bad, dtype=torch.float64)}
         with pytest.raises(ValueError, match=r"unlearned\.moments"):
             state.load(Learner(CONFIG, [8, 8], 5), forged, state.meta(learner))
@@ -186,3 +191,18 @@ def test_it_is_part_of_the_state_and_a_forged_one_is_refused() -> None:
 def test_a_prior_that_is_no_probability_below_one_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="unlearned_prior"):
         ArrCocConfig(unlearned_prior=bad)
+
+
+def test_merged_moments_are_the_sum_and_a_source_that_is_taken_back_starts_them_anew() -> None:
+    config = replace(CONFIG, sources=True, eta=0.0, eta_own=0.0)
+    parts = [Learner(config, [8, 8], 5) for _ in range(2)]
+    for k, part in enumerate(parts):
+        for seed in range(6):
+            part.learn(percept(seed, 4, k), [str(k), str(k + 1)] * 2, source="somebody")
+    whole = Learner(config, [8, 8], 5)
+    merge.merge(whole, parts)
+    assert torch.equal(whole.unlearned.moments, parts[0].unlearned.moments + parts[1].unlearned.moments)
+    assert bool(whole.unlearned.moments.any())
+    parts[0].learn(percept(7, 2, 1), ["1", "2"], source="somebody else")
+    parts[0].forget("somebody")
+    assert not parts[0].unlearned.moments.any()
