@@ -295,7 +295,10 @@ class Learner(nn.Module):
         self.confidence.learn(torch.nn.functional.pad(answer.evened, (0, new)), rows)
         self.unlearned.learn(answer.values, rows, classes)
         if self.drift is not None:
+            dropped = int(self.drift.drops)
             self.drift.observe(self.readout, answer.climb.phi, rows, weights)
+            if int(self.drift.drops) > dropped:
+                self.unlearned.moments.zero_()  # they were another readout's
         if self.config.readout == "precision":
             count(self, answer.climb.phi, answer.scene, rows, source, weights)
         if self.answers is not None:

@@ -130,6 +130,9 @@ def test_what_is_no_sum_is_the_average_of_the_changes_by_samples() -> None:
         expected = base[name].double() + (4 * changes[0] + 12 * changes[1]) / 16
         assert float(changes[1].abs().max()) > 0
         torch.testing.assert_close(merged[name].double(), expected, rtol=1e-6, atol=1e-9)
+    gained = [o["unlearned.moments"] - base["unlearned.moments"] for o in own]
+    assert bool(gained[1].any())
+    torch.testing.assert_close(merged["unlearned.moments"], base["unlearned.moments"] + gained[0] + gained[1])
     # (rho I + sum c c')^-1 over the contexts that all ranks met: one text, once per lesson and sample
     context = ranks[0]._context_embedding((torch.tensor([1, 2, 49]), None), _but_labels(SAMPLES[:1]))[0]
     count = int(base["context_key.count"]) + sum(

@@ -39,6 +39,7 @@ def test_after_a_drop_the_readout_is_the_direct_solution_of_what_came_since_the_
         learner.readout.weight, torch.linalg.solve(a, phi.T @ target).T, rtol=0, atol=1e-9
     )
     assert learner.readout.class_count.tolist() == target.sum(0).tolist()
+    assert float(learner.unlearned.moments[:, 0].max()) < 40  # not those of the readout that was dropped
 
 
 def test_where_nothing_misleads_the_learner_is_the_same_bit_for_bit() -> None:

@@ -5,10 +5,9 @@ what its sums have gained since the last merge, so however often one merges no s
 and W fixed the merged readout is the one of a single process over the same samples, whatever the split. (The
 same to 1e-10 for the same activations; those of a model in float32 may differ by 1e-7 with the batch's size.)
 
-What is no sum, or hangs on the order (U, the own gain, W and b, the error modules, confidence, how high
-values were, a delta readout) takes the average of the ranks' changes, weighted by their samples (federated
-averaging, McMahan et al., 2017); statistics that ranks took under a U of their own are summed as they are, so
-the last claim is made for fixed U and W only.
+What is no sum (U, the own gain, W and b, the error modules, confidence, a delta readout) takes the average of
+the ranks' changes, weighted by their samples (federated averaging, McMahan et al., 2017); statistics that
+ranks took under a U of their own are summed as they are, so the last claim is made for fixed U and W only.
 What a rule or an optimizer keeps for itself, and the random generator, are rank 0's. In the end all ranks
 hold rank 0's state bit for bit.
 """
@@ -30,7 +29,10 @@ from arr_coc import state
 from arr_coc.familiarity import leverage_of, moments
 from arr_coc.learner import Learner
 
-_SUMS = ("readout.cross", "readout.class_count", "readout.familiarity.gram", "scenes.gram")
+_SUMS = (
+    *("readout.cross", "readout.class_count", "readout.familiarity.gram", "scenes.gram"),
+    "unlearned.moments",
+)
 _LEVERAGE = ("readout.familiarity.leverage", "scenes.leverage")
 _INVERSE, _MEAN, _COUNT, _MET = (f"context_key.{n}" for n in ("inverse_correlation", "mean", "count", "met"))
 
@@ -149,9 +151,8 @@ def _averaged(learner: Learner) -> list[str]:
     ladder = [f"ladder.{name}" for name in learner.ladder.weights()]
     errors = [f"errors.{name}" for name in learner.errors.state_names]
     delta = ["readout.weight"] if learner.config.readout == "delta" else []
-    own = ["relevance_weight", "own_gain.weight", "surprise_watch"]
-    told = ["confidence.log_scale", "unlearned.moments"]
-    return [*own, *told, *ladder, *errors, *delta]
+    own = ["relevance_weight", "own_gain.weight", "surprise_watch", "confidence.log_scale"]
+    return [*own, *ladder, *errors, *delta]
 
 
 def _grown(tensors: dict[str, Tensor], classes: int) -> dict[str, Tensor]:
